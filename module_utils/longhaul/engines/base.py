@@ -1,0 +1,282 @@
+"""What an engine adapter must answer. Everything here is pure data and pure functions.
+
+An adapter knows one engine (vLLM, SGLang) over all supported versions: how settings become argv, which log lines mark
+the phases of a start, which lines name a failure, what its HTTP looks like and what its counters are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal, Protocol
+
+from ..errors import UserError
+
+HybridKv = Literal["on", "off", "default"]
+
+
+@dataclass(frozen=True, order=True)
+class Version:
+    """An engine version, ordered. Post-releases count (0.5.6.post2 > 0.5.6)."""
+
+    release: tuple[int, ...]
+    post: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Version:
+        """Read ``0.12.0``, ``v0.12.0``, ``0.5.6.post2`` or an image tag (``v0.5.6.post2-runtime``, ``0.32.0+cpu``)."""
+        core = text.strip().lstrip("v").split("-")[0].split("+")[0]
+        release: list[int] = []
+        post = 0
+        for part in core.split("."):
+            if part.startswith("post") and part[4:].isdigit():
+                post = int(part[4:])
+            elif part.isdigit():
+                release.append(int(part))
+            else:
+                release = []
+                break
+        if not release:
+            raise UserError(f"engine version {text!r}", "a release number such as 0.12.0 or 0.5.6.post2", "set engine_version")
+        while len(release) < 3:
+            release.append(0)
+        return cls(tuple(release), post)
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self.release)) + (f".post{self.post}" if self.post else "")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What the operator wants of one endpoint, in engine-neutral terms.
+
+    ``None`` (or ``"default"``) always means: say nothing, let the engine decide. Sizes are plain integers, never
+    suffixed strings: vLLM reads 8M as 8,388,608 but 8m as 8,000,000.
+    """
+
+    model_path: str
+    served_model_name: str
+    context_tokens: int
+    host: str = "127.0.0.1"
+    port: int = 8000
+    device: Literal["cuda", "rocm", "cpu"] = "cuda"
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    gpu_memory_utilization: float | None = None
+    kv_cache_dtype: str = "auto"
+    dtype: str = "auto"
+    quantization: str | None = None
+    load_format: str = "auto"
+    hybrid_kv: HybridKv = "default"
+    prefix_caching: bool | None = None
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    enforce_eager: bool = False
+    attention_backend: str | None = None
+    text_only: bool = True
+    skip_tokenizer: bool = False
+    cpu_kv_cache_gib: float | None = None
+    swa_full_tokens_ratio: float | None = None
+    max_total_tokens: int | None = None
+    api_key_file: str | None = None
+    extra_args: tuple[str, ...] = ()
+    extra_env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to start the engine: ``argv`` follows the python executable (``("-m", "vllm...", ...)``).
+
+    ``env`` holds no secret. ``secret_env`` maps a variable to the file it is read from at the moment of the start, so
+    that no secret stands in argv, in the spec on disk, or in what ``docker inspect`` prints.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    secret_env: Mapping[str, str]
+
+
+class Phase(str, Enum):
+    """Phases of a start, in order."""
+
+    INSTALLING = "installing"
+    STARTING = "starting"
+    LOADING = "loading weights"
+    COMPILING = "compiling"
+    SIZING_KV = "sizing KV"
+    CAPTURING = "capturing graphs"
+    READY = "ready"
+
+
+@dataclass(frozen=True)
+class PhaseMark:
+    """A substring that, once seen in the engine's log, means that ``phase`` has begun (or, for READY, is reached)."""
+
+    needle: str
+    phase: Phase
+
+
+@dataclass(frozen=True)
+class FailureMark:
+    """A substring of a log line that names why a start or a run failed. ``wrapper``: only hides the cause above it."""
+
+    needle: str
+    cause: str
+    advice: str
+    wrapper: bool = False
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why an engine died: ``cause`` in our words, ``evidence`` the log line, ``advice`` what to change."""
+
+    cause: str
+    evidence: str
+    advice: str
+    phase: Phase | None = None
+
+
+@dataclass(frozen=True)
+class EngineCapacity:
+    """What the engine itself says it holds, read from its log or metrics. Absent figures are ``None``.
+
+    ``kv_cache_tokens`` is the printed token figure, ``max_concurrency`` the printed multiple at ``context_tokens``,
+    ``available_kv_gib`` per GPU, ``weights_gib`` per GPU; ``local_kv_tokens`` SGLang's local-attention pool.
+    """
+
+    kv_cache_tokens: int | None = None
+    max_concurrency: float | None = None
+    context_tokens: int | None = None
+    available_kv_gib: float | None = None
+    weights_gib: float | None = None
+    local_kv_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class MetricNames:
+    """Prometheus series of the engine; ``None`` where it has none. All are summed over label sets."""
+
+    prompt_tokens: str
+    generation_tokens: str
+    cache_queries_tokens: str | None
+    cache_hits_tokens: str | None
+    running: str
+    waiting: str
+    kv_usage: str
+    preemptions: str | None
+    requests_finished: str | None
+
+
+@dataclass(frozen=True)
+class HttpRequest:
+    """A request as data: ``body`` is the JSON object, or ``None``."""
+
+    method: str
+    path: str
+    body: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class BodyTemplate:
+    """A generate request with the prompt cut out: the bytes on the wire are ``head + prompt + tail``.
+
+    ``prompt`` is the JSON array of token ids (``[1,2,3]``), so that a multi-megabyte prompt is never copied into a dict.
+    """
+
+    path: str
+    head: bytes
+    tail: bytes
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts as the server reports them; ``cached_tokens`` is ``None`` where it says nothing."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """One server-sent event of a streamed answer.
+
+    ``text`` is the piece added by this event (adapters turn cumulative texts into pieces with ``text_so_far``).
+    ``usage`` may come with any event. ``error`` is the server's message where the event is an error.
+    """
+
+    text: str = ""
+    usage: Usage | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+
+
+class EngineAdapter(Protocol):
+    """One engine. All methods are pure; ``version`` decides where behaviour changed."""
+
+    name: str
+    default_port: int
+    health_path: str
+    models_path: str
+    metrics_path: str
+    phases: Sequence[PhaseMark]
+    failures: Sequence[FailureMark]
+    metrics: MetricNames
+
+    def launch(self, settings: EngineSettings, version: Version) -> Launch:
+        """Settings -> argv and environment for that version. Raises UserError for a setting the version lacks."""
+        ...
+
+    def generate_ids(
+        self,
+        model: str,
+        output_tokens: int,
+        *,
+        seed: int | None = None,
+        cache_salt: str | None = None,
+        ignore_eos: bool = True,
+        version: Version | None = None,
+    ) -> BodyTemplate:
+        """A streamed request of exactly ``output_tokens`` greedy tokens whose prompt is a list of token ids."""
+        ...
+
+    def parse_event(self, event: Mapping[str, Any], text_so_far: str) -> StreamEvent:
+        """One decoded SSE payload -> StreamEvent."""
+        ...
+
+    def error_message(self, status: int, body: bytes) -> str:
+        """The server's own words in an HTTP error body, whatever its shape; never empty."""
+        ...
+
+    def flush_cache(self, version: Version) -> HttpRequest | None:
+        """The request that empties the prefix cache, or ``None`` where the server offers none."""
+        ...
+
+    def capacity_from_log(self, lines: Iterable[str]) -> EngineCapacity:
+        """Read the engine's own capacity figures from its start-up log."""
+        ...
+
+
+def phase_of(line: str, phases: Sequence[PhaseMark]) -> Phase | None:
+    """The phase that this log line marks, or ``None``."""
+    for mark in phases:
+        if mark.needle in line:
+            return mark.phase
+    return None
+
+
+def diagnose(lines: Iterable[str], adapter: EngineAdapter) -> Diagnosis | None:
+    """Name the cause of a failure from a log: the first true cause wins, a wrapper only if nothing better is there."""
+    reached: Phase | None = None
+    wrapper: Diagnosis | None = None
+    for raw in lines:
+        line = raw.strip()
+        reached = phase_of(line, adapter.phases) or reached
+        for mark in adapter.failures:
+            if mark.needle in line:
+                found = Diagnosis(mark.cause, line[-400:], mark.advice, reached)
+                if not mark.wrapper:
+                    return found
+                wrapper = wrapper or found
+    return wrapper
