@@ -1,0 +1,1 @@
+"""Real systemd hosts with SSH and a nested Docker engine, on one machine."""

@@ -1,0 +1,661 @@
+"""Real hosts to test against, on one machine: systemd, sshd and room for a nested Docker engine in each.
+
+``Bed`` starts a Docker daemon of its own (own data, own sockets, own bridge; the machine's Docker, if any, is not touched),
+a registry that the hosts can reach, and hosts made from one cached Debian image. Leaving the context stops all of it, by pid.
+
+    with Bed() as bed:
+        hosts = bed.hosts(3, ports=(8000,))
+        inventory = bed.write_inventory(tmp_path / "inventory", {"engines": hosts})
+
+By hand: ``python tests/testbed/bed.py up 3`` makes hosts, prints the inventory's path and waits for Ctrl-C.
+
+Needs root, Debian or Ubuntu (packages that are missing are installed with apt-get), overlayfs, bridges and iptables;
+``why_not()`` says what is missing. Nothing but 127.0.0.1 and the bed's own bridge is listened on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, BinaryIO
+
+REPO = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("LONGHAUL_TESTBED_CACHE", REPO / ".cache" / "testbed"))
+
+SUITE = "bookworm"
+BASE_PACKAGES = (
+    "systemd,systemd-sysv,dbus,openssh-server,python3,python3-apt,sudo,ca-certificates,"
+    "iproute2,iptables,curl,procps,kmod,libpam-systemd"
+)
+# Small: what a container of the test engine needs, and no more.
+PYTHON_PACKAGES = "python3,ca-certificates"
+# What `apt-get install` brings when a program is missing.
+PROGRAMS = {
+    "dockerd": "docker.io",
+    "containerd": "containerd",
+    "docker": "docker.io",
+    "mmdebstrap": "mmdebstrap",
+    "docker-registry": "docker-registry",
+    "iptables": "iptables",
+    "ip": "iproute2",
+    "ssh": "openssh-client",
+}
+CAP_SYS_RESOURCE = 24
+SLOTS = 16
+
+
+class BedError(RuntimeError):
+    """The bed could not be made, or a step on it failed; the text carries the command and the end of its output."""
+
+
+def _run(
+    argv: Sequence[str | Path], *, timeout_s: float = 120, check: bool = True, stdin: BinaryIO | int | None = subprocess.DEVNULL
+) -> subprocess.CompletedProcess[str]:
+    words = [str(word) for word in argv]
+    try:
+        done = subprocess.run(words, stdin=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as late:
+        raise BedError(f"{' '.join(words[:6])} took more than {timeout_s:.0f} s") from late
+    if check and done.returncode:
+        tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-15:])
+        raise BedError(f"{' '.join(words[:12])} exited {done.returncode}: {tail}")
+    return done
+
+
+def why_not() -> str | None:
+    """Why no bed can be made here, in one line; None where it can. Installs nothing."""
+    if sys.platform != "linux":
+        return f"the testbed needs Linux, this is {sys.platform}"
+    if os.geteuid() != 0:
+        return "the testbed needs root (it starts a Docker daemon and makes a bridge)"
+    if not Path("/proc/sys/net/bridge").exists() and not _bridge_works():
+        return "the testbed needs a kernel with network bridges"
+    if "overlay" not in Path("/proc/filesystems").read_text():
+        subprocess.run(["modprobe", "overlay"], check=False, capture_output=True)
+        if "overlay" not in Path("/proc/filesystems").read_text():
+            return "the testbed needs overlayfs"
+    if not Path("/sys/fs/cgroup").is_mount() and not Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        return "the testbed needs cgroups under /sys/fs/cgroup"
+    missing = sorted(name for name in PROGRAMS if shutil.which(name) is None)
+    if missing and shutil.which("apt-get") is None:
+        return f"the testbed needs {', '.join(missing)}, and there is no apt-get to install it"
+    return None
+
+
+def _bridge_works() -> bool:
+    if shutil.which("ip") is None:
+        return shutil.which("apt-get") is not None
+    name = f"lhtry{os.getpid() % 100000}"
+    made = subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=False, capture_output=True)
+    subprocess.run(["ip", "link", "del", name], check=False, capture_output=True)
+    return made.returncode == 0
+
+
+def install_programs() -> None:
+    """Install with apt-get what is missing; starts no service that was not running."""
+    missing = {package for name, package in PROGRAMS.items() if shutil.which(name) is None}
+    if "mmdebstrap" in missing:
+        missing.add("debian-archive-keyring")  # an Ubuntu controller has no keys for a Debian image
+    if not missing:
+        return
+    CACHE.mkdir(parents=True, exist_ok=True)
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300"]
+    try:
+        _run([*apt, "update"], timeout_s=300)
+        _run([*apt, "install", "--no-install-recommends", *sorted(missing)], timeout_s=600)
+    finally:
+        if ours:
+            policy.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _rootfs(name: str, packages: str, variant: str, hooks: Sequence[str] = ()) -> Path:
+    """A Debian root file system as a tar, made once per list of packages (about 30 s) and kept under the cache."""
+    key = hashlib.sha256("\0".join([SUITE, packages, variant, *hooks]).encode()).hexdigest()[:12]
+    target = CACHE / f"{name}-{key}.tar"
+    with _locked(CACHE / f"{name}.lock"):
+        if target.exists():
+            return target
+        for old in CACHE.glob(f"{name}-*.tar"):
+            old.unlink()
+        partial = target.with_suffix(".partial.tar")
+        slim = [f"--dpkgopt=path-exclude={path}" for path in ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")]
+        hook_options = [f"--customize-hook={hook}" for hook in hooks]
+        keyring = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+        keys = [f"--keyring={keyring}"] if keyring.exists() else []
+        _run(
+            [
+                "mmdebstrap",
+                "--quiet",
+                f"--variant={variant}",
+                f"--include={packages}",
+                *slim,
+                *keys,
+                *hook_options,
+                SUITE,
+                partial,
+            ],
+            timeout_s=900,
+        )
+        partial.rename(target)
+    return target
+
+
+def _base_rootfs() -> Path:
+    return _rootfs(
+        "host",
+        BASE_PACKAGES,
+        "minbase",
+        (
+            # Every host gets its own keys when it is made; none may share the image's.
+            'rm -f "$1"/etc/ssh/ssh_host_*',
+            'mkdir -p "$1"/etc/ssh/sshd_config.d && printf "%s\\n" "HostKey /etc/testbed/host_key"'
+            ' "AuthorizedKeysFile .ssh/authorized_keys /etc/testbed/authorized_keys" "PermitRootLogin prohibit-password"'
+            ' "PasswordAuthentication no" "UseDNS no" "MaxStartups 100:30:200" > "$1"/etc/ssh/sshd_config.d/testbed.conf',
+            # Units that make no sense in a container and only cost start-up time.
+            'chroot "$1" systemctl mask systemd-udevd.service systemd-udev-trigger.service getty@tty1.service'
+            " apt-daily.timer apt-daily-upgrade.timer systemd-timesyncd.service e2scrub_reap.service",
+            'chroot "$1" systemctl set-default multi-user.target',
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host: a container that runs systemd and sshd. ``ports`` maps a port in the host to one on 127.0.0.1."""
+
+    name: str
+    container: str
+    ssh_port: int
+    ports: Mapping[int, int]
+    bed: Bed = field(repr=False, compare=False)
+
+    def url(self, port: int) -> str:
+        """Where a port of this host is reached from the controller."""
+        return f"http://127.0.0.1:{self.ports[port]}"
+
+    def run(self, command: str, *, check: bool = True, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a shell line as root in the host, past SSH (``docker exec``): works while SSH is cut."""
+        return self.bed.docker("exec", self.container, "sh", "-c", command, check=check, timeout_s=timeout_s)
+
+    def read(self, path: str) -> str:
+        return self.run(f"cat '{path}'").stdout
+
+    def write(self, path: str, text: str) -> None:
+        with tempfile.TemporaryFile() as handle:
+            handle.write(text.encode())
+            handle.seek(0)
+            self.bed.docker(
+                "exec", "-i", self.container, "sh", "-c", f"mkdir -p \"$(dirname '{path}')\"; cat > '{path}'", stdin=handle
+            )
+
+    # Faults. Each has its way back; all can be called twice.
+
+    def cut_ssh(self) -> None:
+        """Drop every packet to sshd: open connections hang, new ones time out, as when a cable is pulled."""
+        self.restore_ssh()
+        self.run("iptables -I INPUT -p tcp --dport 22 -j DROP && iptables -I OUTPUT -p tcp --sport 22 -j DROP")
+
+    def restore_ssh(self) -> None:
+        self.run(
+            "while iptables -D INPUT -p tcp --dport 22 -j DROP 2>/dev/null; do :; done;"
+            " while iptables -D OUTPUT -p tcp --sport 22 -j DROP 2>/dev/null; do :; done"
+        )
+
+    def kill_dockerd(self) -> None:
+        """SIGKILL to the nested Docker daemon; systemd starts it again by itself after its RestartSec."""
+        self.run("systemctl kill --signal=KILL --kill-whom=main docker.service || systemctl kill -s KILL docker.service")
+
+    def stop_dockerd(self) -> None:
+        """Stop the nested Docker daemon for good (also its socket, which would start it again)."""
+        self.run("systemctl stop docker.socket docker.service", timeout_s=90)
+
+    def start_dockerd(self) -> None:
+        self.run("systemctl reset-failed docker.service; systemctl start docker.socket docker.service", timeout_s=90)
+
+    def small_disk(self, path: str, size_mib: int) -> None:
+        """Put a file system of ``size_mib`` under ``path`` with what was there; undo with ``unmount``."""
+        self.run(
+            f"set -e; mkdir -p '{path}' /run/testbed-disk; mount -t tmpfs -o size={size_mib}m tmpfs /run/testbed-disk;"
+            f" cp -a '{path}'/. /run/testbed-disk/; mount --move /run/testbed-disk '{path}' 2>/dev/null"
+            f" || {{ mount --bind /run/testbed-disk '{path}'; umount /run/testbed-disk; }}"
+        )
+
+    def fill(self, path: str) -> None:
+        """Fill the file system that holds ``path`` (use after ``small_disk``) until it says ENOSPC."""
+        self.run(f"dd if=/dev/zero of='{path}/.testbed-fill' bs=64k 2>/dev/null; sync; true")
+
+    def unfill(self, path: str) -> None:
+        self.run(f"rm -f '{path}/.testbed-fill'")
+
+    def unmount(self, path: str) -> None:
+        """Take the small disk away again; files written while it was there go with it."""
+        self.run(f"umount '{path}'")
+
+
+class Bed:
+    """A Docker daemon, a registry and hosts, all of this process; a context manager.
+
+    ``registry`` is ``ADDRESS:PORT``, reachable under that name from the controller's daemon and from every host.
+    Several beds can run at once: each takes a free slot (its own data directory, bridge and subnet).
+    """
+
+    def __init__(self) -> None:
+        self.registry = ""
+        self._slot = -1
+        self._lock: Any = None
+        self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self._containers: list[str] = []
+        self._subnet = ""
+        self._run_dir = Path()
+        self._old_handler: Any = None
+        self._names = 0
+
+    # Life
+
+    def __enter__(self) -> Bed:
+        reason = why_not()
+        if reason:
+            raise BedError(reason)
+        with _locked(CACHE / "apt.lock"):
+            install_programs()
+        self._take_slot()
+        if threading.current_thread() is threading.main_thread():
+            self._old_handler = signal.signal(signal.SIGTERM, _exit_on_term)
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _take_slot(self) -> None:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        for slot in range(SLOTS):
+            handle = (CACHE / f"slot-{slot}.lock").open("w")
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.close()
+                continue
+            self._slot, self._lock = slot, handle
+            break
+        else:
+            raise BedError(f"all {SLOTS} testbed slots under {CACHE} are in use")
+        self._data = CACHE / f"slot-{self._slot}"
+        self._bridge = f"lhbed{self._slot}"
+        self._prefix = f"10.231.{self._slot}"
+        self._subnet = f"{self._prefix}.0/24"
+        state = self._data / "state.json"
+        if state.exists():  # the last owner of this slot was killed: what it started still runs
+            self._run_dir = Path(json.loads(state.read_text())["run_dir"])
+            self._sweep()
+        self._data.mkdir(parents=True, exist_ok=True)
+        # A short path: the name of a Unix socket ends at 107 characters.
+        self._run_dir = Path(tempfile.mkdtemp(prefix=f"lhbed{self._slot}-"))
+        state.write_text(json.dumps({"run_dir": str(self._run_dir)}))
+
+    def _start(self) -> None:
+        self._network(add=True)
+        containerd = self._run_dir / "containerd.sock"
+        (self._run_dir / "containerd.toml").write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
+        self._spawn(
+            "containerd",
+            ["containerd", "--config", self._run_dir / "containerd.toml", "--address", containerd, "--log-level", "warn"],
+            ["--root", self._data / "containerd", "--state", self._run_dir / "containerd"],
+        )
+        _wait("containerd", containerd.exists, 30, self._log("containerd"))
+        (self._run_dir / "daemon.json").write_text(
+            json.dumps(
+                {
+                    "data-root": str(self._data / "docker"),
+                    "exec-root": str(self._run_dir / "exec"),
+                    "hosts": [f"unix://{self._socket}"],
+                    "pidfile": str(self._run_dir / "dockerd.pid"),
+                    "containerd": str(containerd),
+                    "bridge": self._bridge,
+                    # The machine may have a Docker of its own: its chains are not ours to rewrite.
+                    "iptables": False,
+                    "ip-masq": False,
+                    "userland-proxy": True,
+                    "insecure-registries": [self._subnet],
+                    "storage-driver": "overlay2",
+                    "log-level": "warn",
+                }
+            )
+        )
+        self._spawn("dockerd", ["dockerd", "--config-file", self._run_dir / "daemon.json"])
+        _wait("dockerd", lambda: self.docker("version", check=False).returncode == 0, 60, self._log("dockerd"))
+        left = self.docker("ps", "-aq").stdout.split()
+        if left:
+            self.docker("rm", "-fv", *left)
+        self._start_registry()
+
+    def _start_registry(self) -> None:
+        address = f"{self._prefix}.1:5000"
+        config = {
+            "version": "0.1",
+            "log": {"level": "warn"},
+            "storage": {"filesystem": {"rootdirectory": str(self._data / "registry")}, "delete": {"enabled": True}},
+            "http": {"addr": address},
+        }
+        path = self._run_dir / "registry.yml"
+        path.write_text(json.dumps(config))  # JSON is YAML
+        self._spawn("registry", ["docker-registry", "serve", path])
+        host, port = address.split(":")
+        _wait("the registry", lambda: _answers(host, int(port)), 30, self._log("registry"))
+        self.registry = address
+
+    def _spawn(self, name: str, *words: Sequence[str | Path]) -> None:
+        with self._log(name).open("wb") as log:
+            # An own session: Ctrl-C in the terminal must not reach the daemons before the hosts are removed.
+            child = subprocess.Popen(
+                [str(word) for part in words for word in part],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._processes.append((name, child))
+
+    def _log(self, name: str) -> Path:
+        return self._run_dir / f"{name}.log"
+
+    @property
+    def _socket(self) -> Path:
+        return self._run_dir / "docker.sock"
+
+    def _network(self, *, add: bool) -> None:
+        """The bridge, and the three rules that let its hosts out; removed exactly as they were added."""
+        mark = ["-m", "comment", "--comment", f"longhaul-testbed-{self._slot}"]
+        rules = [
+            ["-t", "nat", "POSTROUTING", "-s", self._subnet, "!", "-o", self._bridge, *mark, "-j", "MASQUERADE"],
+            ["-t", "filter", "FORWARD", "-i", self._bridge, *mark, "-j", "ACCEPT"],
+            ["-t", "filter", "FORWARD", "-o", self._bridge, *mark, "-j", "ACCEPT"],
+        ]
+        for table in rules:
+            while _run(["iptables", "-w", *table[:2], "-D", *table[2:]], check=False).returncode == 0:
+                pass
+        _run(["ip", "link", "del", self._bridge], check=False)
+        if add:
+            _run(["ip", "link", "add", self._bridge, "type", "bridge"])
+            _run(["ip", "addr", "add", f"{self._prefix}.1/24", "dev", self._bridge])
+            _run(["ip", "link", "set", self._bridge, "up"])
+            for table in rules:
+                _run(["iptables", "-w", *table[:2], "-I", *table[2:]])
+
+    def close(self) -> None:
+        """Stop and remove everything this bed started. Safe to call twice."""
+        if self._slot < 0:
+            return
+        try:
+            with contextlib.suppress(BedError):
+                if self._socket.exists():
+                    left = self.docker("ps", "-aq", timeout_s=30).stdout.split()
+                    if left:
+                        self.docker("rm", "-fv", *left, timeout_s=120)
+            for _, child in reversed(self._processes):
+                child.terminate()
+                try:
+                    child.wait(timeout=20)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+            self._sweep()
+        finally:
+            self._processes.clear()
+            if self._old_handler is not None:
+                signal.signal(signal.SIGTERM, self._old_handler)
+                self._old_handler = None
+            self._slot = -1
+            self._lock.close()
+
+    def _sweep(self) -> None:
+        """Kill by pid whatever still runs out of this slot's directories, then take away mounts, bridge, rules and files."""
+        ids = [path.name for path in (self._data / "docker" / "containers").glob("*")]
+        marks = [f"{self._run_dir}/".encode(), *(name.encode() for name in ids)]
+        for _ in range(20):
+            pids = [pid for pid in _pids() if _belongs(pid, marks)]
+            if not pids:
+                break
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for mount in sorted((m for m in mounts if m.startswith((f"{self._run_dir}/", f"{self._data}/"))), reverse=True):
+            _run(["umount", "-l", mount], check=False)
+        self._network(add=False)
+        if self._run_dir.name.startswith("lhbed"):
+            shutil.rmtree(self._run_dir, ignore_errors=True)
+        (self._data / "state.json").unlink(missing_ok=True)
+
+    # Docker
+
+    def docker(
+        self, *words: str | Path, check: bool = True, timeout_s: float = 120, stdin: BinaryIO | int | None = subprocess.DEVNULL
+    ) -> subprocess.CompletedProcess[str]:
+        """The bed's own daemon: ``docker("ps", "-a")``."""
+        argv = ["docker", "--config", self._run_dir / "cli", "-H", f"unix://{self._socket}", *words]
+        return _run(argv, check=check, timeout_s=timeout_s, stdin=stdin)
+
+    def import_rootfs(self, tar: Path, changes: Sequence[str] = ()) -> str:
+        """Import a root file system; the image is named after the tar's name, so a second call costs nothing."""
+        image = f"testbed/{tar.stem}"
+        if self.docker("image", "inspect", image, check=False).returncode:
+            options = [word for change in changes for word in ("-c", change)]
+            self.docker("import", *options, tar, image, timeout_s=600)
+        return image
+
+    # Hosts
+
+    def hosts(self, count: int, *, ports: Sequence[int] = (8000,), prefix: str = "node", docker: bool = True) -> list[Host]:
+        """Make ``count`` bare hosts and wait until systemd is up and sshd answers (6 s for three).
+
+        ``docker=False`` leaves out the volumes that a nested Docker engine needs (cheaper where many are wanted).
+        """
+        image = self.import_rootfs(_base_rootfs(), ['CMD ["/lib/systemd/systemd"]'])
+        self._keys()
+        made = [self._make(image, f"{prefix}{self._next()}", ports, docker) for _ in range(count)]
+        listing = json.loads(self.docker("inspect", *made).stdout) if made else []
+        hosts = []
+        for entry in listing:
+            published = {
+                int(key.split("/")[0]): int(value[0]["HostPort"])
+                for key, value in entry["NetworkSettings"]["Ports"].items()
+                if value
+            }
+            hosts.append(Host(entry["Name"].lstrip("/"), entry["Id"], published.pop(22), published, self))
+        with self._known_hosts.open("a") as known:
+            for host in hosts:
+                public = (self._run_dir / "keys" / host.name / "host_key.pub").read_text().split()
+                known.write(f"[127.0.0.1]:{host.ssh_port} {public[0]} {public[1]}\n")
+        for host in hosts:
+            _wait(f"sshd of {host.name}", lambda at=host.ssh_port: _answers("127.0.0.1", at, b"SSH-"), 90, None)
+        for host in hosts:
+            _wait(f"systemd of {host.name}", lambda at=host: _booted(at), 90, None)
+        return hosts
+
+    def many_hosts(self, count: int = 20) -> list[Host]:
+        """Hosts without room for Docker, for measuring what a run over many of them costs."""
+        return self.hosts(count, ports=(), prefix="many", docker=False)
+
+    def remove(self, hosts: Sequence[Host]) -> None:
+        """Remove hosts before the bed itself goes."""
+        if hosts:
+            self.docker("rm", "-fv", *(host.container for host in hosts))
+
+    def _next(self) -> int:
+        self._names += 1
+        return self._names
+
+    def _make(self, image: str, name: str, ports: Sequence[int], docker: bool) -> str:
+        keys = self._run_dir / "keys" / name
+        keys.mkdir(parents=True)
+        _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", keys / "host_key"])
+        shutil.copy(self._run_dir / "keys" / "client.pub", keys / "authorized_keys")
+        keys.chmod(0o755)
+        words = ["run", "-d", "--name", name, "--hostname", name, "--stop-signal", "SIGRTMIN+3", "--cap-add=ALL"]
+        words += ["--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"]
+        if not _has_capability(CAP_SYS_RESOURCE):
+            words += ["--cap-drop=SYS_RESOURCE"]
+        words += ["--tmpfs", "/run", "--tmpfs", "/run/lock", "-v", "/sys/fs/cgroup:/sys/fs/cgroup:rw", "--cgroupns=host"]
+        words += ["--sysctl", "net.ipv4.ip_forward=1", "-v", f"{keys}:/etc/testbed:ro"]
+        if docker:
+            words += ["-v", "/var/lib/docker", "-v", "/var/lib/containerd"]
+        for port in (22, *ports):
+            words += ["-p", f"127.0.0.1::{port}"]
+        self.docker(*words, image)
+        return name
+
+    # SSH and Ansible
+
+    @property
+    def key(self) -> Path:
+        """The private key that every host accepts for root."""
+        return self._run_dir / "keys" / "client"
+
+    @property
+    def _known_hosts(self) -> Path:
+        return self._run_dir / "keys" / "known_hosts"
+
+    def _keys(self) -> None:
+        self.key.parent.mkdir(mode=0o755, exist_ok=True)
+        if not self.key.exists():
+            _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "testbed", "-f", self.key])
+            self._known_hosts.touch()
+
+    @property
+    def ssh_args(self) -> str:
+        """Options for ssh: only our key, only hosts that we know, and no file of the user's."""
+        return f"-F /dev/null -o UserKnownHostsFile={self._known_hosts} -o StrictHostKeyChecking=yes -o IdentitiesOnly=yes"
+
+    def inventory(self, groups: Mapping[str, Sequence[Host]], variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """An inventory as data: each host under its groups, with how to reach it; ``variables`` go to all."""
+        every = {host.name: host for members in groups.values() for host in members}
+        connection = {
+            "ansible_host": "127.0.0.1",
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": str(self.key),
+            "ansible_ssh_common_args": self.ssh_args,
+            "ansible_python_interpreter": "/usr/bin/python3",
+        }
+        return {
+            "all": {
+                "vars": {**connection, **(variables or {})},
+                "hosts": {name: {"ansible_port": host.ssh_port} for name, host in every.items()},
+                "children": {group: {"hosts": {host.name: {} for host in members}} for group, members in groups.items()},
+            }
+        }
+
+    def write_inventory(
+        self, folder: Path, groups: Mapping[str, Sequence[Host]], variables: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Write ``folder/hosts.json`` (YAML reads JSON) and return the folder, which is what ``-i`` takes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "hosts.json").write_text(json.dumps(self.inventory(groups, variables), indent=2) + "\n")
+        return folder
+
+
+def _exit_on_term(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _belongs(pid: int, marks: Sequence[bytes]) -> bool:
+    """Whether a process was started out of this bed: its command line or its cgroup names one of our paths or containers."""
+    if pid == os.getpid():
+        return False
+    try:
+        text = Path(f"/proc/{pid}/cgroup").read_bytes()
+        program = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    daemons = (b"dockerd", b"containerd", b"docker-registry", b"docker-proxy")
+    ours = any(daemon in program.split(b"\0")[0] for daemon in daemons) and any(mark in program for mark in marks)
+    return ours or any(mark in text for mark in marks[1:])
+
+
+def _has_capability(number: int) -> bool:
+    found = re.search(r"^CapBnd:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return bool(found and int(found.group(1), 16) >> number & 1)
+
+
+def _answers(host: str, port: int, banner: bytes = b"") -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=2) as link:
+            return not banner or link.recv(len(banner)) == banner
+    except OSError:
+        return False
+
+
+def _booted(host: Host) -> bool:
+    state = host.run("systemctl is-system-running", check=False).stdout.strip()
+    return state in {"running", "degraded"}
+
+
+def _wait(what: str, ready: Any, timeout_s: float, log: Path | None) -> None:
+    end = time.monotonic() + timeout_s
+    while not ready():
+        if time.monotonic() > end:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:]) if log and log.exists() else ""
+            raise BedError(f"{what} was not up after {timeout_s:.0f} s {tail}")
+        time.sleep(0.2)
+
+
+def main(words: Sequence[str]) -> int:
+    """``up N [PORT…]``: hosts to play with until Ctrl-C."""
+    if len(words) < 2 or words[0] != "up":
+        print("usage: bed.py up COUNT [PORT ...]", file=sys.stderr)
+        return 2
+    with Bed() as bed:
+        hosts = bed.hosts(int(words[1]), ports=[int(word) for word in words[2:]] or (8000,))
+        folder = bed.write_inventory(Path(tempfile.mkdtemp(prefix="lhbed-inventory-")), {"engines": hosts})
+        print(f"inventory: {folder}\nregistry:  {bed.registry}")
+        for host in hosts:
+            print(f"{host.name}: ssh -i {bed.key} {bed.ssh_args} -p {host.ssh_port} root@127.0.0.1  ports {dict(host.ports)}")
+        print("Ctrl-C removes all of it.", flush=True)
+        try:
+            signal.pause()
+        except (KeyboardInterrupt, SystemExit):
+            print("removing", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
