@@ -1,0 +1,91 @@
+"""The planner's prediction beside the engine's own figures, as rows any renderer can draw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..results import CapacityFacts
+from .figures import DASH, clean, count, finite, percent, times
+
+# Unit suffix of a key -> how it is written after the number. The longest suffix that fits wins.
+_UNITS = {
+    "_gib_per_gpu": "GiB per GPU",
+    "_gib_per_request": "GiB per request",
+    "_bytes_per_token_per_gpu": "B per token per GPU",
+    "_bytes": "B",
+    "_gib": "GiB",
+    "_tokens": "tokens",
+    "_s": "s",
+}
+_WORDS = {"kv": "KV", "gib": "GiB", "gpu": "GPU", "gpus": "GPUs"}
+
+
+@dataclass(frozen=True)
+class CapacityRow:
+    """One quantity: both sides as text and, where both are numbers, the difference and the numbers themselves."""
+
+    key: str
+    label: str
+    predicted: str
+    engine: str
+    difference: str
+    predicted_value: float | None
+    engine_value: float | None
+
+
+def capacity_rows(facts: CapacityFacts | None) -> list[CapacityRow]:
+    """Every scalar either side names: those both name first, then the rest, each in the order given.
+
+    Nested values are left out. The difference is engine / predicted - 1.
+    """
+    if facts is None:
+        return []
+    keys = [k for k in facts.predicted if k in facts.engine]
+    keys += [k for k in [*facts.predicted, *facts.engine] if k not in keys]
+    rows = []
+    for key in dict.fromkeys(keys):
+        both = (facts.predicted.get(key), facts.engine.get(key))
+        if any(isinstance(v, (Mapping, list, tuple)) for v in both) or both == (None, None):
+            continue
+        left, right = finite(both[0]), finite(both[1])
+        difference = DASH
+        if left is not None and right is not None and left != 0:
+            difference = signed_percent(right / left - 1)
+        rows.append(CapacityRow(key, label(key), _value(key, both[0]), _value(key, both[1]), difference, left, right))
+    return rows
+
+
+def signed_percent(value: float) -> str:
+    """``+0.3%``; an exact match is ``0%``."""
+    if value == 0:
+        return percent(0)
+    if abs(value) < 0.000_5:
+        return "<0.1%"
+    return ("+" if value > 0 else "\N{MINUS SIGN}") + percent(abs(value), 1)
+
+
+def label(key: object) -> str:
+    """``kv_cache_tokens`` -> ``KV cache tokens``; the unit goes with the number."""
+    words = clean(key)
+    for suffix in sorted(_UNITS, key=len, reverse=True):
+        if words.endswith(suffix) and suffix not in ("_tokens",):
+            words = words[: -len(suffix)]
+            break
+    parts = [_WORDS.get(w, w) for w in words.split("_") if w]
+    text = " ".join(parts) or clean(key)
+    return text[:1].upper() + text[1:]
+
+
+def _value(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    number = finite(value)
+    if number is None:
+        return DASH if value is None or isinstance(value, float) else clean(value)
+    if "concurrency" in key:
+        return times(number)
+    text = f"{number:,.2f}" if number != int(number) else count(number)
+    unit = next((_UNITS[s] for s in sorted(_UNITS, key=len, reverse=True) if key.endswith(s)), "")
+    return f"{text} {unit}".strip()

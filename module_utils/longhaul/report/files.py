@@ -1,0 +1,109 @@
+"""Run directories in, report files out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from ..results import SCHEMA_NAME, RunResult, load_run
+from .html import render_html
+from .junit import render_junit
+from .markdown import render_markdown
+from .prometheus import render_prometheus
+
+
+def load_run_dir(path: Path) -> list[RunResult]:
+    """The runs of a directory ``results/<run-id>/`` (every ``<host>.json``, by name), or of one such file.
+
+    JSON files that are no Longhaul result are passed over; one that cannot be read is an error, not a missing host.
+    Raises UserError when the path does not exist, holds no result, or holds one this release cannot read.
+    """
+    if path.is_file():
+        return [_load(path)]
+    if not path.is_dir():
+        raise UserError(f"no directory {path}", "a run directory with <host>.json files", "name a folder under results/")
+    runs = [_load(file) for file in sorted(path.glob("*.json")) if file.is_file() and _is_result(file)]
+    if runs:
+        return runs
+    raw = sorted(f.parent.name for f in path.glob("*/requests.jsonl"))
+    if raw:
+        raise UserError(
+            f"{path} holds raw evidence of {', '.join(raw)} but no result (the run did not end)",
+            "a <host>.json for each host",
+            "run the validation again; the measured requests stay in requests.jsonl",
+        )
+    raise UserError(f"no result in {path}", "at least one <host>.json", "name a folder under results/, such as results/latest")
+
+
+def _is_result(file: Path) -> bool:
+    """False only for well-formed JSON that says it is something else: a damaged result must not go unnoticed."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+    return isinstance(raw, dict) and raw.get("schema") == SCHEMA_NAME
+
+
+def _load(file: Path) -> RunResult:
+    try:
+        return load_run(file)
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as exc:
+        raise UserError(
+            f"{file} does not follow the result schema ({type(exc).__name__}: {exc})",
+            "a result file as Longhaul wrote it",
+            "fetch it from the host again",
+        ) from exc
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write UTF-8 text so that a reader sees the old file or the new one, never half of it. Mode 0644."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o644)  # node_exporter and web servers read it as another user
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
+
+
+def file_name(host: str) -> str:
+    """A host's name as a file name: letters, digits, dot, dash and underscore."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", host).lstrip(".") or "host"
+
+
+def write_reports(run_dir: Path) -> list[Path]:
+    """Write ``report.html``, ``report.md``, ``junit.xml`` and one ``<host>.prom`` a host into a run directory.
+
+    Returns the paths, in that order. Raises UserError for a path that is no run directory or that cannot be written.
+    """
+    if not run_dir.is_dir():
+        raise UserError(f"no directory {run_dir}", "a run directory with <host>.json files", "name a folder under results/")
+    runs = load_run_dir(run_dir)
+    texts = [("report.html", render_html(runs)), ("report.md", render_markdown(runs)), ("junit.xml", render_junit(runs))]
+    texts += [(f"{file_name(run.host)}.prom", render_prometheus(run)) for run in runs]
+    return _write_all(run_dir, texts)
+
+
+def _write_all(folder: Path, texts: Sequence[tuple[str, str]]) -> list[Path]:
+    paths = []
+    for name, text in texts:
+        path = folder / name
+        try:
+            write_atomically(path, text)
+        except OSError as exc:
+            raise UserError(
+                f"cannot write {path} ({exc.strerror})", "a writable run directory", "check its owner and space"
+            ) from exc
+        paths.append(path)
+    return paths
