@@ -569,6 +569,8 @@ class Bed:
             "ansible_user": "root",
             "ansible_ssh_private_key_file": str(self.key),
             "ansible_ssh_common_args": self.ssh_args,
+            # Kept connections die with the bed: the next one may get the same ports.
+            "ansible_control_path_dir": str(self._run_dir / "cp"),
             "ansible_python_interpreter": "/usr/bin/python3",
         }
         return {

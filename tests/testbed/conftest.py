@@ -1,0 +1,3 @@
+"""Tests here run against real hosts."""
+
+from testbed.fixtures import bed  # noqa: F401
