@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,7 +130,7 @@ class Running:
 
 def ansible(inventory: Path, pattern: str, *words: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
     """An ad-hoc ``ansible`` call: ``ansible(inventory, "all", "-m", "setup")``."""
-    argv: Sequence[str] = [str(Path(sys.executable).parent / "ansible"), "-i", str(inventory), pattern, *words]
+    argv = [str(Path(sys.executable).parent / "ansible"), "-i", str(inventory), pattern, *words]
     return subprocess.run(
         argv,
         cwd=REPO,
