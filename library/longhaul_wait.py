@@ -1,0 +1,113 @@
+#!/usr/bin/python
+"""Watch an engine start until it is ready, dead or late."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: longhaul_wait
+short_description: Watch an engine start until it is ready, dead or late
+description:
+  - Follows the engine's log, shows its phases, and ends within a second of the process's death with cause, evidence and advice.
+author: [Longhaul]
+options:
+  home: {description: longhaul_home on the host., type: path, required: true}
+  instance: {description: Name of the endpoint on this host., type: str, default: default}
+  timeout_s: {description: Seconds until a start that is neither ready nor dead is given up., type: int, default: 3600}
+  log_offset: {description: Where this start begins in the log., type: int, default: 0}
+  api_key_file: {description: A file on the host that holds the API key., type: path}
+  progress_file: {description: Set by the action plugin., type: path}
+"""
+
+EXAMPLES = r"""
+- name: Wait until the engine is ready
+  longhaul_wait:
+    home: /opt/longhaul
+    timeout_s: 1800
+"""
+
+RETURN = r"""
+ready: {description: Is it ready?, returned: always, type: bool}
+elapsed_s: {description: Seconds watched., returned: always, type: float}
+phases: {description: "Phases with the second they were seen.", returned: always, type: list}
+capacity: {description: "The engine's own capacity figures.", returned: when its log shows them, type: dict}
+diagnosis: {description: "cause, evidence, advice.", returned: failure, type: dict}
+"""
+
+from pathlib import Path
+
+from ansible.module_utils.longhaul.engines import get_engine
+from ansible.module_utils.longhaul.errors import UserError
+from ansible.module_utils.longhaul.results import to_jsonable
+from ansible.module_utils.longhaul.spec import require_spec
+from ansible.module_utils.longhaul.startup import LogFollower, watch_start
+from ansible.module_utils.longhaul.supervisor import Supervisor
+from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
+
+
+def work(module, progress):
+    """Watch."""
+    options = module.params
+    where = endpoint(module)
+    if module.check_mode:
+        return {"changed": False, "ready": False, "elapsed_s": 0.0, "phases": []}
+    spec = require_spec(where)
+    supervisor = Supervisor(where)
+    first = supervisor.state()
+
+    def alive():
+        now = supervisor.state()
+        # Another pid means: it died and supervisord started it again.
+        return now.alive and now.pid == first.pid
+
+    key = None
+    if options["api_key_file"]:
+        try:
+            key = Path(options["api_key_file"]).read_text(encoding="utf-8").strip()
+        except OSError as exc:
+            raise UserError(f"{options['api_key_file']} ({exc.strerror})", "a readable file", "set engine_api_key_file") from exc
+    outcome = watch_start(
+        get_engine(spec["engine"]),
+        spec["url"],
+        LogFollower(where.log, options["log_offset"]),
+        alive,
+        progress.say,
+        options["timeout_s"],
+        api_key=key,
+    )
+    result = {"changed": False, **to_jsonable(outcome), "log": str(where.log)}
+    if outcome.ready:
+        names = [m.name for m in outcome.served]
+        if names and spec["settings"]["served_model_name"] not in names:
+            raise UserError(
+                f"{spec['url']} serves {', '.join(names)}",
+                f"it to serve {spec['settings']['served_model_name']}",
+                "another server answers on that port: stop it, or set engine_port",
+            )
+        return result
+    # Left alone it would be started again and again, or hold its memory for nothing.
+    supervisor.give_up(30)
+    why = outcome.diagnosis
+    how = "died" if outcome.died else "was stopped"
+    result["failed"] = True
+    result["msg"] = (
+        f"{spec['engine']} {spec['version']} {how} after {outcome.elapsed_s:.0f} s while {why.phase.value if why.phase else 'starting'}: "
+        f"{why.cause} | evidence: {why.evidence} | advice: {why.advice} | log: {where.log}"
+    )
+    return result
+
+
+def main():
+    """Entry point."""
+    run_module(
+        {
+            **ENDPOINT,
+            "timeout_s": {"type": "int", "default": 3600},
+            "log_offset": {"type": "int", "default": 0},
+            "api_key_file": {"type": "path", "no_log": False},
+        },
+        work,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The proof as facts: one JSON file an endpoint in Ansible's facts.d, with what is deployed, planned, measured, and the verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from .files import read_json, to_json, write_atomic
+from .layout import Layout
+from .results import RunResult, to_jsonable
+
+FACTS_SCHEMA = 1
+SECTIONS = ("deployed", "planned", "measured", "verdict")
+
+
+def deployed_section(spec: Mapping[str, Any], started: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The ``deployed`` section from a spec; ``started`` adds what the start showed (seconds, phases, capacity)."""
+    settings = spec["settings"]
+    return {
+        "spec_id": spec["spec_id"],
+        "instance": spec["instance"],
+        "engine": spec["engine"],
+        "version": spec["version"],
+        "runtime": spec["runtime"],
+        "model": settings["served_model_name"],
+        "context_tokens": settings["context_tokens"],
+        "url": spec["url"],
+        **({"start": dict(started)} if started else {}),
+    }
+
+
+def verdict_section(run: RunResult) -> dict[str, Any]:
+    """The ``verdict`` section: the word, when, why, and which run holds the evidence."""
+    return {
+        "verdict": run.verdict.value,
+        "run_id": run.run_id,
+        "at_unix_s": round(run.finished_unix_s, 1),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.finished_unix_s)),
+        "reasons": [r.text for r in run.reasons],
+        "complete": run.complete,
+    }
+
+
+def measured_section(run: RunResult) -> dict[str, Any]:
+    """The ``measured`` section: the figures of every point that ran, small enough for a fact."""
+    points = []
+    for p in run.points:
+        points.append(
+            {
+                "point": p.point_id,
+                "input_tokens": p.input_tokens,
+                "output_tokens": p.output_tokens,
+                "concurrency": p.concurrency,
+                "verdict": p.verdict.value,
+                "cache_state": p.cache_state,
+                "completed": p.completed,
+                "failed": p.failed,
+                "timed_out": p.timed_out,
+                "ttft_p50_s": p.ttft_s.p50 if p.ttft_s else None,
+                "tpot_p50_s": p.tpot_s.p50 if p.tpot_s else None,
+                "prefill_tokens_per_s": p.prefill_tokens_per_s.p50 if p.prefill_tokens_per_s else None,
+            }
+        )
+    return {
+        "run_id": run.run_id,
+        "mode": run.mode,
+        "largest_passed_input_tokens": max(
+            (p.input_tokens for p in run.points if p.ran and p.verdict.value == "PASS"), default=None
+        ),
+        "points": points,
+        "capacity": to_jsonable(run.capacity) if run.capacity else None,
+        "needle_recall": run.needle_recall,
+    }
+
+
+def update_facts(where: Layout, sections: Mapping[str, Any], *, dry_run: bool = False) -> tuple[bool, dict[str, Any]]:
+    """Replace the given sections, keep the others. Returns (changed, all facts). ``None`` removes a section."""
+    before = read_json(where.facts_file) or {}
+    after = {**before, "schema": FACTS_SCHEMA}
+    for name, value in sections.items():
+        if value is None:
+            after.pop(name, None)
+        else:
+            after[name] = value
+    changed = after != before
+    if changed and not dry_run:
+        write_atomic(where.facts_file, to_json(after))
+    return changed, after

@@ -1,0 +1,244 @@
+"""Refuse early: every input that a person can get wrong, found before anything changes.
+
+Two layers: the variables alone (no host needed), then the host. Each check is a pure function of its options; each finding
+says what was found, what is required, and the fix.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .engines import ENGINES
+from .engines.base import Version
+from .errors import UserError
+from .files import free_bytes
+from .layout import Layout
+from .models import SOURCES
+from .ports import ancestors_of, port_holder, port_is_free
+from .spec import load_spec, settings_from
+from .supervisor import Supervisor
+
+RUNTIMES = ("process", "docker")
+LEAST_PYTHON = (3, 10)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong (``refuse``) or doubtful (``warn``)."""
+
+    found: str
+    required: str
+    fix: str
+    severity: str = "refuse"
+
+    def __str__(self) -> str:
+        return f"found: {self.found} | required: {self.required} | fix: {self.fix}"
+
+    @classmethod
+    def of(cls, error: UserError) -> Finding:
+        """A UserError as a finding."""
+        return cls(error.found, error.required, error.fix)
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int | Finding:
+    """``value`` as an integer of at least ``least``. Strings of digits count; booleans, fractions and suffixes do not."""
+    text = str(value)
+    if isinstance(value, bool) or not re.fullmatch(r"-?\d+", text) or int(text) < least:
+        kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        return Finding(f"{name} {value!r}", f"{kind} (tokens are plain integers: 2097152, not 2M)", f"set {name}")
+    return int(text)
+
+
+def check_engine(options: Mapping[str, Any]) -> list[Finding]:
+    """Engine, version, runtime, sizes and settings; ``settings`` as for the spec. No host needed."""
+    findings: list[Finding] = []
+    if options.get("name") not in ENGINES:
+        findings.append(Finding(f"engine_name {options.get('name')!r}", "one of " + ", ".join(ENGINES), "set engine_name"))
+    if options.get("runtime") not in RUNTIMES:
+        findings.append(Finding(f"engine_runtime {options.get('runtime')!r}", "one of " + ", ".join(RUNTIMES), "set engine_runtime"))
+    try:
+        version = Version.parse(str(options.get("version") or ""))
+    except UserError as error:
+        findings.append(Finding.of(error))
+        version = None
+    settings = dict(options.get("settings") or {})
+    numbers_ok = True
+    for name in ("context_tokens", "port", "tensor_parallel", "pipeline_parallel"):
+        number = whole_number(f"engine_{name}", settings.get(name))
+        if isinstance(number, Finding):
+            findings.append(number)
+            numbers_ok = False
+        elif name == "port" and number > 65535:
+            findings.append(Finding(f"engine_port {number}", "1 to 65535", "set engine_port"))
+    utilization = settings.get("gpu_memory_utilization")
+    if utilization is not None and not _between(utilization, 0.05, 1.0):
+        findings.append(
+            Finding(f"engine_gpu_memory_utilization {utilization!r}", "a fraction from 0.05 to 1.0", "set engine_gpu_memory_utilization")
+        )
+    if version is not None and numbers_ok and options.get("name") in ENGINES:
+        try:
+            ENGINES[str(options["name"])].launch(settings_from(settings), version)
+        except UserError as error:
+            findings.append(Finding.of(error))
+    return findings
+
+
+def check_model_store(options: Mapping[str, Any]) -> list[Finding]:
+    """Source, and what each source needs. No host needed."""
+    source = options.get("source")
+    if source not in SOURCES:
+        return [Finding(f"model_store_source {source!r}", "one of " + ", ".join(SOURCES), "set model_store_source")]
+    needed = {"path": "path", "hub": "hub_repo", "dummy": "dummy"}.get(str(source))
+    if needed and not options.get(needed):
+        return [Finding(f"model_store_{needed} empty", f"a value, since model_store_source is {source}", f"set model_store_{needed}")]
+    if source == "path" and not str(options["path"]).startswith("/"):
+        return [Finding(f"model_store_path {options['path']!r}", "an absolute path on the host", "set model_store_path")]
+    if source == "hub" and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(options["hub_repo"])):
+        return [Finding(f"model_store_hub_repo {options['hub_repo']!r}", "owner/name", "set model_store_hub_repo")]
+    return []
+
+
+def check_ladder(options: Mapping[str, Any]) -> list[Finding]:
+    """The validation ladder against the context. No host needed."""
+    findings: list[Finding] = []
+    context = options.get("context_tokens")
+    output = whole_number("context_test_output_tokens", options.get("output_tokens"))
+    if isinstance(output, Finding):
+        findings.append(output)
+    for name in ("ladder_tokens", "concurrency"):
+        values = options.get(name)
+        if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+            findings.append(Finding(f"context_test_{name} {values!r}", "a list of positive integers", f"set context_test_{name}"))
+            continue
+        for value in values:
+            number = whole_number(f"context_test_{name} entry", value)
+            if isinstance(number, Finding):
+                findings.append(number)
+            elif name == "ladder_tokens" and not isinstance(output, Finding) and context is not None:
+                limit = whole_number("engine_context_tokens", context)
+                if not isinstance(limit, Finding) and number + output > limit:
+                    findings.append(
+                        Finding(
+                            f"ladder point {number} + {output} output = {number + output} tokens",
+                            f"at most the context of {limit}",
+                            "lower context_test_ladder_tokens or context_test_output_tokens, or raise engine_context_tokens",
+                        )
+                    )
+    return findings
+
+
+def check_positions(context_tokens: int, config: Mapping[str, Any] | None, where: str) -> list[Finding]:
+    """The context against the positions that the model's config.json allows."""
+    if config is None:
+        return []
+    text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else config
+    positions = (text or {}).get("max_position_embeddings")
+    if isinstance(positions, int) and context_tokens > positions:
+        return [
+            Finding(
+                f"engine_context_tokens {context_tokens}",
+                f"at most {positions}, the positions of the model in {where}",
+                f"set engine_context_tokens to {positions} or less",
+            )
+        ]
+    return []
+
+
+def check_host_python(version: tuple[int, int] | None = None) -> list[Finding]:
+    """The interpreter that Ansible uses on the host."""
+    version = version or (sys.version_info.major, sys.version_info.minor)
+    if version < LEAST_PYTHON:
+        return [
+            Finding(
+                f"Python {version[0]}.{version[1]} on the host",
+                f"Python {LEAST_PYTHON[0]}.{LEAST_PYTHON[1]} or newer",
+                "install a newer python3 and set ansible_python_interpreter",
+            )
+        ]
+    return []
+
+
+def check_home(where: Layout, needed_bytes: int) -> list[Finding]:
+    """May this user write the home, and is there room? Creates nothing."""
+    probe = where.home
+    while not probe.exists() and probe != probe.parent:
+        probe = probe.parent
+    if not probe.is_dir() or not os.access(probe, os.W_OK | os.X_OK):
+        return [
+            Finding(
+                f"{where.home} is not writable by uid {os.geteuid()} ({probe} is in the way)",
+                "a home this user may write",
+                "set longhaul_home, or become root",
+            )
+        ]
+    free = free_bytes(where.home)
+    if free < needed_bytes:
+        return [
+            Finding(
+                f"{free / 2**30:.1f} GiB free for {where.home}",
+                f"{needed_bytes / 2**30:.1f} GiB",
+                "free space, or set longhaul_home to a larger file system",
+            )
+        ]
+    return []
+
+
+def check_port(where: Layout, port: int, host: str) -> list[Finding]:
+    """Is the port free, or held by this very endpoint?"""
+    if port_is_free(port, host):
+        return []
+    holder = port_holder(port)
+    ours = Supervisor(where).state()
+    if holder and holder.pid and ours.pid and ours.pid in ancestors_of(holder.pid):
+        return []
+    spec = load_spec(where)
+    if spec and spec.get("runtime") == "docker" and int(spec["settings"]["port"]) == port:
+        return []
+    return [
+        Finding(
+            f"port {port} on {host} is held by {holder or 'an unknown process'}",
+            f"port {port} free",
+            "stop that process, or set engine_port",
+        )
+    ]
+
+
+def check_unique_endpoints(endpoints: Iterable[tuple[str, str, str, str]]) -> list[Finding]:
+    """``(inventory name, address, home, instance)``: two names must not mean one endpoint."""
+    seen: dict[tuple[str, str, str], str] = {}
+    findings: list[Finding] = []
+    for name, address, home, instance in endpoints:
+        key = (address, home, instance)
+        if key in seen:
+            findings.append(
+                Finding(
+                    f"hosts {seen[key]} and {name} are one endpoint ({address}, instance {instance})",
+                    "one inventory name an endpoint",
+                    "give one of them another longhaul_instance (and engine_port)",
+                )
+            )
+        seen.setdefault(key, name)
+    return findings
+
+
+def model_config(path: Path) -> dict[str, Any] | None:
+    """config.json of a folder on this host, when it is there and readable."""
+    from .files import read_json
+
+    try:
+        return read_json(path / "config.json")
+    except UserError:
+        return None
+
+
+def _between(value: Any, low: float, high: float) -> bool:
+    try:
+        return low <= float(value) <= high
+    except (TypeError, ValueError):
+        return False

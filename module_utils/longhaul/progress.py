@@ -1,0 +1,58 @@
+"""Progress lines from a long task to whoever watches: one JSON object a line, flushed at once.
+
+On a host the Ansible module writes the file, on the controller the action plugin follows it; a line is
+``{"t": unix seconds, "text": ...}`` and the last one has ``"done": true``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+Say = Callable[[str], None]
+
+
+class ProgressWriter:
+    """Append progress to ``path``; with ``None`` every call is a no-op. Never raises: progress must not stop work."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = Path(path) if path else None
+
+    def say(self, text: str) -> None:
+        """One line for a person."""
+        self._write({"t": time.time(), "text": text})
+
+    def done(self) -> None:
+        """Tell the follower that the task's result is about to be there."""
+        self._write({"t": time.time(), "done": True})
+
+    def _write(self, event: dict[str, object]) -> None:
+        if self._path is None:
+            return
+        try:
+            with self._path.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(event) + "\n")
+        except OSError:
+            self._path = None
+
+
+def parse_progress(chunk: str) -> tuple[list[str], bool, int]:
+    """Read complete lines of ``chunk``: (texts, done?, characters consumed). A half-written last line is left for later."""
+    texts: list[str] = []
+    done = False
+    consumed = 0
+    for line in chunk.splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break
+        consumed += len(line)
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if event.get("done"):
+            done = True
+        elif event.get("text"):
+            texts.append(str(event["text"]))
+    return texts, done, consumed

@@ -1,0 +1,44 @@
+"""What every Longhaul module shares: argument handling, progress, one-line errors. Imports Ansible; the package does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.longhaul.errors import UserError
+from ansible.module_utils.longhaul.layout import Layout, layout
+from ansible.module_utils.longhaul.progress import ProgressWriter
+
+# Added to each module's own options. progress_file is set by the action plugin, never by a person.
+PROGRESS: dict[str, Any] = {"progress_file": {"type": "path"}}
+ENDPOINT: dict[str, Any] = {
+    "home": {"type": "path", "required": True},
+    "instance": {"type": "str", "default": "default"},
+}
+
+
+def run_module(
+    argument_spec: Mapping[str, Any],
+    work: Callable[[AnsibleModule, ProgressWriter], dict[str, Any]],
+    **more: Any,
+) -> None:
+    """Run ``work`` and exit. A UserError becomes ``msg`` (one line) with found, required and fix beside it."""
+    module = AnsibleModule(argument_spec={**argument_spec, **PROGRESS}, supports_check_mode=True, **more)
+    progress = ProgressWriter(module.params["progress_file"])
+    try:
+        result = work(module, progress)
+    except UserError as error:
+        progress.done()
+        module.fail_json(msg=str(error), found=error.found, required=error.required, fix=error.fix)
+    else:
+        progress.done()
+        failed = result.pop("failed", False)
+        if failed:
+            module.fail_json(**result)
+        module.exit_json(**result)
+
+
+def endpoint(module: AnsibleModule) -> Layout:
+    """The endpoint that ``home`` and ``instance`` name."""
+    return layout(module.params["home"], module.params["instance"])
