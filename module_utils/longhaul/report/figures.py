@@ -120,7 +120,10 @@ def percent(value: object, digits: int = 0) -> str:
 def times(value: object) -> str:
     """A ratio with the multiplication sign after it."""
     number = finite(value)
-    return DASH if number is None else f"{number:,.3g}{TIMES}" if abs(number) < 1000 else f"{number:,.0f}{TIMES}"
+    if number is None:
+        return DASH
+    size = abs(number)
+    return f"{number:,.{2 if size < 9.995 else 1 if size < 99.95 else 0}f}{TIMES}"
 
 
 def instant(value: object) -> str:
