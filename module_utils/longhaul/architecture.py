@@ -576,7 +576,7 @@ def _quantization(raw: Any) -> Quantization | None:
         return Quantization(method, bits + ((16.0 + bits) / group if group > 0 else 0.0), "linear")
     if method == "compressed-tensors":
         groups = raw.get("config_groups") or {}
-        first = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else {}
+        first: Any = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else {}
         weights = (first.get("weights") if isinstance(first, Mapping) else None) or {}
         bits = float(weights.get("num_bits") or 8)
         group = float(weights.get("group_size") or 0)

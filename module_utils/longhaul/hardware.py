@@ -1,7 +1,8 @@
 """GPUs: memory, bandwidth, dense peak by dtype, each with its source; what ``nvidia-smi`` says; explicit figures.
 
-A new GPU is one row. ``memory_bytes`` is what the driver reports as total (``nvidia-smi``'s MiB), because the engines'
-memory fractions count from that and not from the sales figure. Peaks are dense: published "with sparsity" figures halved.
+A new GPU is one row. ``memory_bytes`` is what the driver reports as total (``nvidia-smi``'s memory.total), ``reserved_bytes``
+what it keeps of that (memory.reserved): a CUDA program sees the difference, and the engines' memory fractions count from it,
+not from the sales figure. Peaks are dense: published "with sparsity" figures halved.
 """
 
 from __future__ import annotations
@@ -33,11 +34,17 @@ class Gpu:
     source: str
     vendor: str = "nvidia"
     compute_capability: tuple[int, int] | None = None
+    reserved_bytes: int = 0
 
     @property
     def memory_gib(self) -> float:
-        """Total memory in GiB."""
+        """Total memory in GiB, as the driver counts it."""
         return self.memory_bytes / GIB
+
+    @property
+    def usable_bytes(self) -> int:
+        """What a program sees as total (cudaMemGetInfo): total minus the driver's reserve."""
+        return self.memory_bytes - self.reserved_bytes
 
     def peak(self, dtype: str) -> float:
         """Dense FLOP/s at that dtype (bf16, fp16, fp8, fp4); fp8 and fp4 fall back to bf16 where the GPU lacks them."""
@@ -52,18 +59,24 @@ class Gpu:
 
 def _gpu(
     name: str, mib: int, tb_s: float, bf16: float, source: str, *, fp8: float = 0.0, fp4: float = 0.0,
-    vendor: str = "nvidia", cc: tuple[int, int] | None = None,
+    vendor: str = "nvidia", cc: tuple[int, int] | None = None, reserved_mib: int | None = None,
 ) -> Gpu:  # fmt: skip
     peaks = {"bf16": bf16 * _T} | ({"fp8": fp8 * _T} if fp8 else {}) | ({"fp4": fp4 * _T} if fp4 else {})
-    return Gpu(name, mib * MIB, tb_s * 1e12, peaks, source, vendor, cc)
+    if reserved_mib is None:
+        reserved_mib = _RESERVED_MIB if vendor == "nvidia" else 0
+    return Gpu(name, mib * MIB, tb_s * 1e12, peaks, source, vendor, cc, reserved_mib * MIB)
 
 
-# Memory in MiB as nvidia-smi (rocm-smi) totals it, TB/s, dense TFLOP/s.
+# The driver's own reserve where nobody has read it off a host: between the two that were (H100 480, H200 616 MiB).
+_RESERVED_MIB = 550
+
+# Memory in MiB as nvidia-smi (rocm-smi) totals it, TB/s, dense TFLOP/s. Reserves of H100 and H200: read off real GPUs
+# (driver 580): memory.total - memory.reserved equals torch's total_memory to the MiB.
 _ROWS: tuple[Gpu, ...] = (
-    _gpu("h100", 81559, 3.35, 989.4, "NVIDIA H100 datasheet (SXM5, 80 GB)", fp8=1978.9, cc=(9, 0)),
+    _gpu("h100", 81559, 3.35, 989.4, "NVIDIA H100 datasheet (SXM5, 80 GB)", fp8=1978.9, cc=(9, 0), reserved_mib=480),
     _gpu("h100-pcie", 81559, 2.0, 756.0, "NVIDIA H100 datasheet (PCIe, 80 GB)", fp8=1513.0, cc=(9, 0)),
     _gpu("h100-nvl", 95830, 3.9, 835.5, "NVIDIA H100 datasheet (NVL, 94 GB)", fp8=1671.0, cc=(9, 0)),
-    _gpu("h200", 143771, 4.8, 989.4, "NVIDIA H200 datasheet (SXM, 141 GB)", fp8=1978.9, cc=(9, 0)),
+    _gpu("h200", 143771, 4.8, 989.4, "NVIDIA H200 datasheet (SXM, 141 GB)", fp8=1978.9, cc=(9, 0), reserved_mib=616),
     _gpu("a100", 81920, 2.039, 312.0, "NVIDIA A100 datasheet (SXM4, 80 GB)", cc=(8, 0)),
     _gpu("a100-40gb", 40960, 1.555, 312.0, "NVIDIA A100 datasheet (SXM4, 40 GB)", cc=(8, 0)),
     _gpu("b200", 183359, 8.0, 2250.0, "NVIDIA HGX B200 datasheet (180 GB)", fp8=4500.0, fp4=9000.0, cc=(10, 0)),
@@ -146,7 +159,7 @@ def get_gpu(
         known = Gpu(name, 0, 0.0, {"bf16": 0.0}, "figures given by the operator")
     changes: dict[str, object] = {}
     if memory_gib is not None:
-        changes["memory_bytes"] = int(memory_gib * GIB)
+        changes |= {"memory_bytes": int(memory_gib * GIB), "reserved_bytes": 0}
     if bandwidth_gb_per_s is not None:
         changes["bandwidth_bytes_per_s"] = bandwidth_gb_per_s * 1e9
     if peak_tflop_per_s:
@@ -172,7 +185,7 @@ class DetectedGpu:
 
 
 # What a host is asked; the parser reads these columns by name and ignores others.
-NVIDIA_SMI_QUERY = ("nvidia-smi", "--query-gpu=index,name,memory.total,memory.used", "--format=csv")
+NVIDIA_SMI_QUERY = ("nvidia-smi", "--query-gpu=index,name,memory.total,memory.used,memory.reserved", "--format=csv")
 
 
 def parse_nvidia_smi(text: str) -> tuple[DetectedGpu, ...]:
@@ -191,6 +204,7 @@ def parse_nvidia_smi(text: str) -> tuple[DetectedGpu, ...]:
         row = dict(zip(header, cells, strict=False))
         total, used = _mib(row.get("memory.total", "")), _mib(row.get("memory.used", "0"))
         known = find_gpu(row["name"])
+        reserved = _mib(row["memory.reserved"]) if "memory.reserved" in row else (known.reserved_bytes if known else 0)
         index = row.get("index", "").strip()
         found.append(
             DetectedGpu(
@@ -198,7 +212,7 @@ def parse_nvidia_smi(text: str) -> tuple[DetectedGpu, ...]:
                 name=row["name"].strip(),
                 memory_bytes=total,
                 memory_used_bytes=used,
-                gpu=replace(known, memory_bytes=total) if known and total else known,
+                gpu=replace(known, memory_bytes=total, reserved_bytes=reserved) if known and total else known,
             )
         )
     return tuple(found)
@@ -206,5 +220,5 @@ def parse_nvidia_smi(text: str) -> tuple[DetectedGpu, ...]:
 
 def _mib(cell: str) -> int:
     """``143771 MiB`` or ``143771`` -> bytes; ``[N/A]`` -> 0."""
-    word = cell.split()[0] if cell.split() else ""
+    word = next(iter(cell.split()), "")
     return int(float(word) * MIB) if word.replace(".", "", 1).isdigit() else 0
