@@ -57,7 +57,7 @@ def render_html(runs: Sequence[RunResult]) -> str:
 
 def _title(runs: Sequence[RunResult]) -> str:
     models = list(dict.fromkeys(one_line(r.model) for r in runs))
-    return models[0] if len(models) == 1 else f"{len(models)} models" if models else "no results"
+    return ", ".join(models) if 0 < len(models) < 4 else f"{len(models)} models" if models else "no results"
 
 
 def _top(runs: Sequence[RunResult]) -> str:
@@ -74,8 +74,9 @@ def _top(runs: Sequence[RunResult]) -> str:
 
 def _footer() -> str:
     return (
-        "<footer><p>TTFT: first token received after the first byte of the request was sent. TPOT: (end to end - TTFT) / (output tokens - 1). "
-        "ITL: gap between two token events. Prefill rate: prompt tokens as the server counted them / TTFT, one request at a time. "
+        "<footer><p>TTFT: from the first byte of the request sent to the first token received. "
+        "TPOT: (end to end - TTFT) / (output tokens - 1). ITL: gap between two token events. "
+        "Prefill rate: prompt tokens as the server counted them / TTFT, one request at a time. "
         "Floor: the least time a cold prompt of that length can take on this hardware. MFU: floor / TTFT. "
         "Cold: the server's own counters show that no prompt token came from its cache.</p></footer>"
     )
@@ -85,17 +86,19 @@ def _footer() -> str:
 
 
 def _fleet(runs: Sequence[RunResult]) -> str:
+    several = len({r.model for r in runs}) > 1
     columns = [
         Column("Host"),
         Column("Verdict"),
         Column("Engine"),
+        *([Column("Model")] if several else []),
         Column("Proven prompt", True, "Longest prompt that PASSed, tokens"),
         Column("TTFT p50", True, "at that length"),
         Column("Prefill, tok/s", True, "at that length, one request at a time"),
         Column("TPOT p50", True, "at that length"),
         Column("Needles", True, "Share of planted facts found"),
         Column("Points"),
-        Column("Finished"),
+        Column("Finished, UTC"),
     ]
     rows = []
     for place, run in enumerate(runs):
@@ -108,32 +111,51 @@ def _fleet(runs: Sequence[RunResult]) -> str:
                 Cell(f'<a href="#h{place}">{esc(one_line(run.host))}</a>'),
                 Cell(chip(run.verdict.value), float(SEVERITY.index(run.verdict))),
                 words(engine_name(run)),
+                *([words(one_line(run.model), long=True)] if several else []),
                 number(count(best.input_tokens if best else None), float(best.input_tokens) if best else None),
                 number(seconds(ttft), ttft),
                 number(rate(speed), speed),
                 number(seconds(tpot), tpot),
                 number(percent(recall), recall, struck=run.verdict is Verdict.INVALID),
-                words(", ".join(f"{n} {word.lower()}" for word, n in tally(run.points)) or DASH),
-                words(instant(run.finished_unix_s)),
+                words(", ".join(f"{n} {word.lower()}" for word, n in tally(run.points)) or DASH, long=True),
+                Cell(esc(instant(run.finished_unix_s)[:16]), finite(run.finished_unix_s)),
             ]
         )
     tally_text = ", ".join(f"{n} {v}" for v, n in Counter(r.verdict.value for r in runs).most_common())
     out = [f'<section class="card"><div class="head"><h3>All hosts</h3><p class="sub">{esc(tally_text)}</p></div>']
     out.append(table(columns, rows, "All hosts") + "</section>")
-    series = []
+    charts = [
+        _overlay(runs, "TTFT", lambda p: p.ttft_s, seconds, _axis_seconds, "median"),
+        _overlay(runs, "Prefill rate", lambda p: p.prefill_tokens_per_s, rate, _axis_rate, "tokens/s, median"),
+    ]
+    drawn = "".join(charts)
+    return "".join(out) + (f'<div class="grid2">{drawn}</div>' if drawn else "")
+
+
+def _overlay(
+    runs: Sequence[RunResult],
+    name: str,
+    pick: Callable[[PointResult], Stats | None],
+    text: Callable[[object], str],
+    axis: Callable[[float], str],
+    note: str,
+) -> str:
+    """One figure of every host against input length, cold runs only, points that PASSed or FAILed; six hosts at most."""
+    series: list[Series] = []
     for run in runs:
-        marks = tuple(m for m in _marks(run, _lowest(run), lambda p: p.ttft_s, seconds, "TTFT") if m.kind in ("pass", "fail"))
+        points = [p for p in _lowest(run) if p.concurrency == 1]
+        who = f"{one_line(run.host)} ({engine_name(run)})"
+        marks = tuple(
+            Mark(m.x, m.y, None, None, m.kind, f"{who}: {m.title}")
+            for m in _marks(run, points, pick, text, name)
+            if m.kind in ("pass", "fail")
+        )
         if marks and run.mode == "cold" and len(series) < 6:
-            series.append(Series(f"{one_line(run.host)} ({engine_name(run)})", marks, len(series)))
-    if len(series) > 1:
-        plain = [
-            Series(s.name, tuple(Mark(m.x, m.y, None, None, m.kind, f"{s.name}: {m.title}") for m in s.marks), s.index)
-            for s in series
-        ]
-        drawing = svg.plot(plain, describe="TTFT against input length, all hosts", x_title="Input tokens", y_text=_axis_seconds)
-        note = "Median TTFT of the points that PASSed or FAILed, one request at a time"
-        out.append(_figure("TTFT against input length, all hosts", note, drawing, plain))
-    return "".join(out)
+            series.append(Series(who, marks, len(series)))
+    if len(series) < 2:
+        return ""
+    drawing = svg.plot(series, describe=f"{name} against input length, all hosts", x_title="Input tokens", y_text=axis)
+    return _figure(f"{name}, all hosts", f"{note}, one request at a time", drawing, series)
 
 
 # --- one host ------------------------------------------------------------------------------------------------------------
@@ -142,7 +164,8 @@ def _fleet(runs: Sequence[RunResult]) -> str:
 def _host(run: RunResult, place: int, *, alone: bool, fold: bool) -> str:
     inner = [_banner(run), _flags(run), _tiles(run), _plots(run), _points(run), _evidence(run), _capacity(run), _settings(run)]
     body = "".join(inner)
-    sub = f'<p class="sub">{esc(engine_name(run))} \N{MIDDLE DOT} {esc(one_line(run.model))} \N{MIDDLE DOT} <span class="mono">{esc(one_line(run.url))}</span></p>'
+    names = f"{engine_name(run)} \N{MIDDLE DOT} {one_line(run.model)} \N{MIDDLE DOT} "
+    sub = f'<p class="sub">{esc(names)}<span class="mono">{esc(one_line(run.url))}</span></p>'
     if alone:
         return f'<section id="h{place}">{body}</section>'
     head = f'<div class="hosthead"><h2>{esc(one_line(run.host))}</h2>{sub}</div>'
@@ -188,7 +211,11 @@ def _sentence(run: RunResult) -> str:
         parts.append(f"longest proven prompt: {best.input_tokens:,} tokens")
     elif run.mode == "cold":
         parts.append("no prompt length is proven")
-    return "; ".join(parts) + "."
+    done = [p for p in ran if p.verdict is Verdict.PASS]
+    text = "; ".join(parts) + "."
+    if done and len(done) == len(ran) and all(p.token_error_max == 0 and p.cache_state == "COLD" for p in done):
+        text += " Every prompt had exactly the tokens asked for and was proven cold."
+    return text
 
 
 def _flags(run: RunResult) -> str:
@@ -210,23 +237,25 @@ def _tiles(run: RunResult) -> str:
     tpot = p50(best.tpot_s) if best else None
     decode = f"{rate(1 / tpot)} tokens/s for one request" if tpot and best and best.concurrency == 1 else at
     tiles = [
-        ("Longest proven prompt", count(best.input_tokens if best else None), "tokens", "PASS" if best else "no point passed"),
-        ("TTFT, median", seconds(p50(best.ttft_s) if best else None), "", at),
-        ("Prefill rate", rate(speed), "tokens/s", at),
-        ("TPOT, median", seconds(tpot), "", decode),
+        ("Longest proven prompt, tokens", count(best.input_tokens if best else None), "cold and exact" if best else at),
+        ("TTFT, median", seconds(p50(best.ttft_s) if best else None), at),
+        ("Prefill, tokens/s", rate(speed), at),
+        ("TPOT, median", seconds(tpot), decode),
     ]
+    if run.mode != "cold" and best is not None:
+        tiles[0] = ("Longest prompt that passed, tokens", count(best.input_tokens), "warm: not a proof of prefill")
     if run.needle_recall is not None or run.needle_note:
         void = run.verdict is Verdict.INVALID
         recall = DASH if void else percent(run.needle_recall)
         note = one_line(run.needle_note) if run.needle_note else "of the planted facts"
-        tiles.append(("Needles found", recall, "", "withheld: INVALID" if void and run.needle_recall is not None else note))
+        tiles.append(("Needles found", recall, "withheld: INVALID" if void and run.needle_recall is not None else note))
     pool = finite(run.capacity.engine.get("kv_cache_tokens")) if run.capacity else None
     if pool is not None:
-        tiles.append(("KV cache, engine", count(pool), "tokens", "as the engine reports it"))
+        tiles.append(("KV cache, tokens", count(pool), "as the engine reports it"))
     out = ""
-    for name, text, unit, note in tiles:
-        small = f" <small>{esc(unit)}</small>" if unit and text != DASH else ""
-        out += f'<div class="tile"><div class="k">{esc(name)}</div><div class="n">{esc(text)}{small}</div><div class="d">{esc(note)}</div></div>'
+    for name, text, note in tiles:
+        lines = f'<div class="k">{esc(name)}</div><div class="n">{esc(text)}</div><div class="d">{esc(note)}</div>'
+        out += f'<div class="tile">{lines}</div>'
     return f'<div class="tiles">{out}</div>'
 
 
@@ -321,19 +350,18 @@ def _plots(run: RunResult) -> str:
     if cold:
         ttft.append(floor)
     drawing = svg.plot(ttft, describe="TTFT against input length", x_title="Input tokens", y_text=_axis_seconds)
-    spread = "median, whiskers from min to max" if any(m.low for s in ttft for m in s.marks) else "median"
+    whiskers = any(m.low is not None for s in ttft for m in s.marks)
+    spread = "median, whiskers from min to max" if whiskers else "median"
     out.append(_figure("TTFT against input length", f"{load}; {spread}", drawing, ttft))
 
     if cold and least == 1:
-        speed = _series(
-            run, by_output, lambda p: p.prefill_tokens_per_s, lambda v: with_unit(rate(v), "tok/s"), "prefill", labels=False
-        )
-        ceiling = _computed(points, lambda p: _ceiling(p))
+        speed = _series(run, by_output, lambda p: p.prefill_tokens_per_s, _tokens_per_s, "prefill", labels=False)
+        ceiling = _computed(points, _ceiling)
         speed.append(Series("Ceiling: input tokens / floor", ceiling, 9, True))
         drawing = svg.plot(speed, describe="Prefill rate against input length", x_title="Input tokens", y_text=_axis_rate)
         out.append(_figure("Prefill rate against input length", f"tokens/s, {load}; {spread}", drawing, speed))
 
-    decode = _series(run, by_output, lambda p: p.tpot_s, seconds, "TPOT", labels=single)
+    decode = _series(run, by_output, lambda p: p.tpot_s, seconds, "TPOT", labels=False)
     decode = [Series("TPOT, median" if single else f"TPOT, {s.name}", s.marks, s.index) for s in decode]
     if single:
         decode.append(Series("ITL, p99", _marks(run, points, lambda p: p.itl_s, seconds, "ITL", attribute="p99"), 1))
@@ -341,16 +369,20 @@ def _plots(run: RunResult) -> str:
     drawing = svg.plot(decode, describe="Decode latency against input length", x_title="Input tokens", y_text=_axis_seconds)
     out.append(_figure("Decode latency against input length", f"time per output token, {load}", drawing, decode))
 
-    out.append(_needles(run.needles, run))
+    out += _needles(run.needles, run)
     out.append(_queueing(run))
     out.append(_load(run))
-    out.append(_kv(run))
     drawn = [d for d in out if d]
-    if drawn and sum('class="card wide"' not in d for d in drawn) % 2:
-        # An odd card out would leave a hole beside it: let the last narrow one take the row.
-        last = max(i for i, d in enumerate(drawn) if 'class="card wide"' not in d)
-        drawn[last] = drawn[last].replace('class="card"', 'class="card lone"', 1)
-    return f'<div class="grid2">{"".join(drawn)}</div>' if drawn else ""
+    if len(drawn) % 2:
+        # An odd card out would leave a hole beside it.
+        drawn.append(_kv(run, wide=False) or drawn.pop().replace('class="card"', 'class="card lone"', 1))
+    else:
+        drawn.append(_kv(run, wide=True))
+    return f'<div class="grid2">{"".join(drawn)}</div>' if any(drawn) else ""
+
+
+def _tokens_per_s(value: object) -> str:
+    return with_unit(rate(value), "tok/s")
 
 
 def _ceiling(point: PointResult) -> float | None:
@@ -383,7 +415,7 @@ def _series(
     return out
 
 
-def _needles(cells: Sequence[NeedleCell], run: RunResult) -> str:
+def _needles(cells: Sequence[NeedleCell], run: RunResult) -> list[str]:
     out = []
     for kind in dict.fromkeys(c.kind for c in cells):
         mine = [c for c in cells if c.kind == kind and finite(c.depth) is not None]
@@ -403,42 +435,40 @@ def _needles(cells: Sequence[NeedleCell], run: RunResult) -> str:
         if run.verdict is Verdict.INVALID:
             note += ". The run is INVALID: no result"
         out.append(_figure(f"Needle recall: {one_line(kind)}", note, drawing if mine else ""))
-    return "".join(out)
+    return out
 
 
 def _queueing(run: RunResult) -> str:
     rows = []
     for point in sorted((p for p in run.points if p.concurrency > 1), key=lambda p: (p.input_tokens, p.concurrency)):
         known = point.fits_at_once is not None
-        queued = (
-            point.will_queue
-            if point.will_queue is not None
-            else max(0, point.concurrency - (point.fits_at_once or point.concurrency))
-        )
+        room = point.concurrency if point.fits_at_once is None else point.fits_at_once
+        queued = max(0, point.concurrency - room) if point.will_queue is None else point.will_queue
+        queued = min(point.concurrency, max(0, queued))
         at_once = max(0, point.concurrency - queued)
         peaks = [v for v in (finite(s.waiting) for s in point.kv_series) if v is not None]
-        parts = []
-        if point.ran:
-            if p50(point.ttft_s) is not None and point.ttft_s is not None:
-                parts.append(f"TTFT p50 {seconds(p50(point.ttft_s))}, p99 {seconds(point.ttft_s.p99)}")
-            if peaks:
-                parts.append(f"longest queue seen {max(peaks):.0f}")
-        else:
-            parts.append("not run")
+        text = "" if point.ran else "not run"
+        if point.ran and point.ttft_s is not None and p50(point.ttft_s) is not None:
+            text = f"TTFT {seconds(p50(point.ttft_s))}, p99 {seconds(point.ttft_s.p99)}"
+        hint = f"longest queue seen {max(peaks):.0f}" if peaks else "queue not seen"
         name = f"{short_count(point.input_tokens)} {TIMES} {point.concurrency:,}"
-        rows.append(svg.QueueRow(name, at_once, queued, known, "; ".join(parts), point.ran and not stands(run, point)))
+        rows.append(svg.QueueRow(name, at_once, queued, known, text, hint, point.ran and not stands(run, point)))
     if not rows:
         return ""
     shown = rows[:12]
     legend = ""
     if any(r.known for r in shown):
-        legend += '<span><svg class="swatch" aria-hidden="true"><rect class="runs" width="14" height="12"/></svg>fit in the KV cache at once</span>'
+        legend += f"<span>{_swatch('runs')}fit in the KV cache at once</span>"
     if any(r.queued for r in shown):
-        legend += '<span><svg class="swatch" aria-hidden="true"><rect class="waits" width="14" height="12"/></svg>wait in the queue</span>'
+        legend += f"<span>{_swatch('waits')}wait in the queue</span>"
     note = f"input tokens {TIMES} requests sent together"
     if len(rows) > len(shown):
         note += f"; {len(rows) - len(shown)} more in the table"
     return _figure("Concurrency and queueing", note, svg.queue_bars(shown, "Requests at once and queued"), legend=legend)
+
+
+def _swatch(kind: str) -> str:
+    return f'<svg class="swatch" aria-hidden="true"><rect class="{kind}" width="14" height="12"/></svg>'
 
 
 def _load(run: RunResult) -> str:
@@ -448,12 +478,13 @@ def _load(run: RunResult) -> str:
         if point.ran and point.concurrency > 0:
             lengths.setdefault(point.input_tokens, []).append(point)
     chosen = [(n, ps) for n, ps in sorted(lengths.items()) if len({p.concurrency for p in ps}) > 1][:5]
-    series = []
+    series: list[Series] = []
     for place, (tokens, points) in enumerate(chosen):
         marks = []
         for mark, point in ((m, p) for p in points for m in _marks(run, [p], lambda q: q.ttft_s, seconds, "TTFT")):
             marks.append(Mark(float(point.concurrency), mark.y, None, None, mark.kind, mark.title))
-        series.append(Series(f"{short_count(tokens)} input tokens", tuple(marks), place))
+        if len({m.x for m in marks if m.kind in ("pass", "fail")}) > 1:
+            series.append(Series(f"{short_count(tokens)} input tokens", tuple(marks), place))
     drawing = (
         svg.plot(series, describe="TTFT against concurrency", x_title="Requests at once", y_text=_axis_seconds) if series else ""
     )
@@ -461,23 +492,27 @@ def _load(run: RunResult) -> str:
     return _figure("TTFT against concurrency", f"median, {names}", drawing, series)
 
 
-def _kv(run: RunResult) -> str:
-    cards = []
+def _kv(run: RunResult, *, wide: bool) -> str:
+    curves = []
     for point in run.points:
-        samples = [
-            (t, u) for t, u in ((finite(s.t_s), finite(s.kv_usage)) for s in point.kv_series) if t is not None and u is not None
-        ]
-        name = f"{short_count(point.input_tokens)} {TIMES} {point.concurrency:,}"
-        drawing = svg.kv_curve(samples, f"KV cache use over time, {name}", duration)
-        if drawing:
-            peak = percent(max(u for _, u in samples))
-            cards.append(f'<div><p class="cap">{esc(name)} <span class="muted">peak {esc(peak)}</span></p>{drawing}</div>')
-    if not cards:
+        pairs = [(finite(s.t_s), finite(s.kv_usage)) for s in point.kv_series]
+        samples = [(t, u) for t, u in pairs if t is not None and u is not None]
+        if len(samples) > 1:
+            curves.append((f"{short_count(point.input_tokens)} {TIMES} {point.concurrency:,}", samples))
+    if not curves:
         return ""
-    shown = "".join(cards[:12])
-    more = f"; the first 12 of {len(cards)} points" if len(cards) > 12 else ""
-    note = f"share of the KV cache in use from the start of each point (input tokens {TIMES} requests at once){more}"
-    return _figure("KV cache use over time", note, f'<div class="small4">{shown}</div>', wide=True)
+    most = max(u for _, samples in curves for _, u in samples)
+    scale = next((x for x in (0.02, 0.1, 0.25, 0.5) if most <= x), 1.0)
+    shown = curves[: 12 if wide else 8]
+    cards = []
+    for name, samples in shown:
+        drawing = svg.kv_curve(samples, f"KV cache use over time, {name}", duration, scale)
+        peak = max(u for _, u in samples)
+        text = percent(peak, 0 if peak >= 0.1 else 1)
+        cards.append(f'<div><p class="cap">{esc(name)} <span class="muted">peak {esc(text)}</span></p>{drawing}</div>')
+    more = f"; the first {len(shown)} of {len(curves)} points" if len(curves) > len(shown) else ""
+    note = f"share in use from the start of each point; input tokens {TIMES} requests at once{more}"
+    return _figure("KV cache use over time", note, f'<div class="small4">{"".join(cards)}</div>', wide=wide)
 
 
 # --- tables --------------------------------------------------------------------------------------------------------------
@@ -536,8 +571,7 @@ def _points(run: RunResult) -> str:
 
 
 def _evidence(run: RunResult) -> str:
-    ran = [p for p in run.points]
-    if not ran:
+    if not run.points:
         return ""
     columns = [
         Column("Input tokens", True),
@@ -558,12 +592,12 @@ def _evidence(run: RunResult) -> str:
         Column("Took", True),
     ]
     rows = []
-    for point in ran:
+    for point in run.points:
         struck = point.ran and not stands(run, point)
         preempted = None
         if point.before and point.after:
-            first, last = finite(point.before.preemptions), finite(point.after.preemptions)
-            preempted = last - first if first is not None and last is not None else None
+            first, then = finite(point.before.preemptions), finite(point.after.preemptions)
+            preempted = then - first if first is not None and then is not None else None
         plain: list[tuple[Callable[[object], str], object]] = [
             (count, point.input_tokens),
             (count, point.concurrency),
@@ -590,7 +624,8 @@ def _evidence(run: RunResult) -> str:
         cells += [number(text(v), finite(v), struck) for text, v in measured]
         rows.append([*cells, *[number(text(v), finite(v)) for text, v in last]])
     inner = table(columns, rows, "Evidence and client")
-    title = '<summary>Evidence and client <span class="sub">token counts, cache, the client\'s own time, forecast against duration</span></summary>'
+    about = "token counts, cache, the client's own time, forecast against duration"
+    title = f'<summary>Evidence and client <span class="sub">{esc(about)}</span></summary>'
     return f'<section class="card"><details>{title}{inner}</details></section>'
 
 

@@ -9,17 +9,20 @@ from .figures import DASH
 from .svg import esc
 
 CSS = """
-:root{color-scheme:light dark;--page:#f5f6f8;--card:#fff;--ink:#18202c;--muted:#5a6677;--rule:#e2e6ec;--grid:#e9ecf1;--soft:#f3f5f8;
+:root{color-scheme:light dark;--page:#f5f6f8;--card:#fff;--ink:#18202c;--muted:#5a6677;--rule:#e2e6ec;--grid:#e9ecf1;
+--soft:#f3f5f8;
 --pass:#14774a;--fail:#bf2339;--invalid:#7a3fc0;--unsure:#95600a;--skip:#5f6b7a;
 --pass-bg:#e8f5ee;--fail-bg:#fcebed;--invalid-bg:#f3ecfb;--unsure-bg:#fbf2e0;--skip-bg:#eef0f3;
 --k0:#2364c8;--k1:#0d8282;--k2:#b2560d;--k3:#8246bd;--k4:#566273;--k5:#b83673;--floor:#7b8798;--on:#fff}
-@media (prefers-color-scheme:dark){:root{--page:#0e1319;--card:#161d26;--ink:#e5e9ef;--muted:#98a4b4;--rule:#293341;--grid:#232c38;
+@media (prefers-color-scheme:dark){:root{--page:#0e1319;--card:#161d26;--ink:#e5e9ef;--muted:#98a4b4;--rule:#293341;
+--grid:#232c38;
 --soft:#1b232e;--pass:#52c58f;--fail:#ff7c8b;--invalid:#c39dff;--unsure:#eab44c;--skip:#98a4b4;
 --pass-bg:#12291f;--fail-bg:#32171d;--invalid-bg:#251b36;--unsure-bg:#2d2412;--skip-bg:#1f2833;
 --k0:#6ea4f7;--k1:#44bdbd;--k2:#ee9a4d;--k3:#b78af0;--k4:#a3afbf;--k5:#f07cb0;--floor:#8290a3;--on:#0e1319}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
-body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,
+body{margin:0;background:var(--page);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,
 "Liberation Sans",sans-serif;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 main{max-width:1200px;margin:0 auto;padding:32px 24px 56px}
 h1{font-size:27px;line-height:1.2;margin:2px 0 6px;font-weight:650;letter-spacing:-.012em}
@@ -31,32 +34,42 @@ p{margin:0}
 .sub{font-size:13.5px}
 code,.mono{font:12.5px/1.4 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
 a{color:var(--k0);text-decoration:none}a:hover{text-decoration:underline}
-.card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:18px 20px;margin-top:16px;min-width:0}
+.card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:18px 20px;margin-top:16px;
+min-width:0}
 .head{display:flex;flex-wrap:wrap;gap:2px 12px;align-items:baseline;justify-content:space-between;margin-bottom:10px}
 .host{margin-top:44px;scroll-margin-top:12px}
 .hosthead{display:flex;flex-wrap:wrap;gap:4px 14px;align-items:baseline;justify-content:space-between}
-.banner{border-left:5px solid var(--v);background:var(--vb);border-radius:4px 10px 10px 4px;padding:16px 20px;margin-top:14px}
-.banner .what{display:flex;gap:10px;align-items:center;color:var(--v);font-size:20px;font-weight:700;letter-spacing:.01em}
+.banner{border-left:5px solid var(--v);background:var(--vb);border-radius:4px 10px 10px 4px;padding:16px 20px;
+margin-top:14px}
+.banner .what{display:flex;gap:10px;align-items:center;color:var(--v);font-size:20px;font-weight:700;
+letter-spacing:.01em}
 .banner .what svg{width:24px;height:24px;flex:none}
 .banner .say{margin-top:2px}
 .why{list-style:none;margin:12px 0 0;padding:0;display:grid;gap:0}
-.why li{display:grid;grid-template-columns:172px minmax(0,1fr);gap:2px 14px;padding:8px 0;border-top:1px solid color-mix(in srgb,var(--v) 22%,transparent)}
+.why li{display:grid;grid-template-columns:172px minmax(0,1fr);gap:2px 14px;padding:8px 0;
+border-top:1px solid color-mix(in srgb,var(--v) 22%,transparent)}
 .why .where{color:var(--muted);font-size:13px;padding-top:1px}
 .why .more{display:block;margin-top:4px}.why .r{display:block}.why .r+.r{margin-top:5px}
 .why code{color:var(--muted);margin-left:4px;white-space:nowrap}
-.v-PASS{--v:var(--pass);--vb:var(--pass-bg)}.v-FAIL{--v:var(--fail);--vb:var(--fail-bg)}.v-INVALID{--v:var(--invalid);--vb:var(--invalid-bg)}
+.v-PASS{--v:var(--pass);--vb:var(--pass-bg)}.v-FAIL{--v:var(--fail);--vb:var(--fail-bg)}
+.v-INVALID{--v:var(--invalid);--vb:var(--invalid-bg)}
 .v-INCONCLUSIVE{--v:var(--unsure);--vb:var(--unsure-bg)}.v-NOTRUN{--v:var(--skip);--vb:var(--skip-bg)}
-.chip{display:inline-flex;gap:5px;align-items:center;color:var(--v);background:var(--vb);border-radius:5px;padding:1px 8px 1px 6px;
+.chip{display:inline-flex;gap:5px;align-items:center;color:var(--v);background:var(--vb);border-radius:5px;
+padding:1px 8px 1px 6px;
 font-size:12px;font-weight:650;line-height:1.55;white-space:nowrap;letter-spacing:.01em}
+.why .chip{background:var(--card)}
 .chip svg{width:13px;height:13px;flex:none}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(158px,1fr));gap:1px;background:var(--rule);border:1px solid var(--rule);
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(158px,1fr));gap:1px;background:var(--rule);
+border:1px solid var(--rule);
 border-radius:10px;overflow:hidden;margin-top:16px}
 .tile{background:var(--card);padding:13px 18px 14px}
-.tile .k{color:var(--muted);font-size:12.5px}.tile .n{font-size:22px;font-weight:600;line-height:1.3;letter-spacing:-.01em;white-space:nowrap}
-.tile .n small{font-size:13px;font-weight:500;color:var(--muted);letter-spacing:0}.tile .d{color:var(--muted);font-size:12.5px;line-height:1.35}
+.tile .k{color:var(--muted);font-size:12.5px}.tile .n{font-size:22px;font-weight:600;line-height:1.3;
+letter-spacing:-.01em;white-space:nowrap}
+.tile .d{color:var(--muted);font-size:12.5px;line-height:1.35}
 .grid2{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:16px;margin-top:16px}.grid2 .card{margin-top:0}
 .wide{grid-column:1/-1}
-.small4{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:14px 18px}
+.lone{grid-column:1/-1}.lone svg.plot{max-width:580px}
+.small4{margin-top:12px;display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:14px 18px}
 .small4 .cap{font-size:13px;font-weight:600}.small4 .cap .muted{font-weight:400}
 figure{margin:0}figcaption .sub{margin-top:1px}
 .legend{display:flex;flex-wrap:wrap;gap:3px 16px;margin:8px 0 2px;font-size:13px;color:var(--muted)}
@@ -67,47 +80,66 @@ svg text{fill:var(--ink);font-size:12px}
 svg .tick,svg .title,svg .muted{fill:var(--muted)}svg .small text{font-size:11px}svg.small text{font-size:11px}
 svg .value{font-size:11.5px;paint-order:stroke;stroke:var(--card);stroke-width:4px;stroke-linejoin:round}
 svg .grid{stroke:var(--grid);stroke-width:1}svg .axis{stroke:var(--floor);stroke-width:1;opacity:.65}
-.k0{--c:var(--k0)}.k1{--c:var(--k1)}.k2{--c:var(--k2)}.k3{--c:var(--k3)}.k4{--c:var(--k4)}.k5{--c:var(--k5)}.k9{--c:var(--floor)}
+.k0{--c:var(--k0)}.k1{--c:var(--k1)}.k2{--c:var(--k2)}.k3{--c:var(--k3)}.k4{--c:var(--k4)}.k5{--c:var(--k5)}
+.k9{--c:var(--floor)}
 svg .line{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
 svg .computed{fill:none;stroke:var(--floor);stroke-width:1.6;stroke-dasharray:5 4}
 svg .whisker{fill:none;stroke:var(--c);stroke-width:1.3;opacity:.75}
 svg .area{fill:var(--c);opacity:.16}
 .mark .dot{fill:var(--c);stroke:var(--card);stroke-width:1.5}.mark.fail .dot{fill:var(--fail)}
 .mark.unsure .dot{fill:var(--card);stroke:var(--unsure);stroke-width:2}
-.mark .ring{fill:url(#hatch);stroke:var(--invalid);stroke-width:1.4;stroke-dasharray:2.5 2}.mark .cross{fill:none;stroke:var(--invalid);stroke-width:1.6}
+.mark .ring{fill:url(#hatch);stroke:var(--invalid);stroke-width:1.4;stroke-dasharray:2.5 2}.mark .cross{fill:none;
+stroke:var(--invalid);stroke-width:1.6}
 svg .cell0{fill:var(--soft)}svg .cell{fill:var(--k0)}svg .none{fill:url(#dots)}svg .in{font-size:12px;font-weight:600}
 svg .in.hi{fill:var(--on)}svg .in.zero{fill:var(--fail)}
-svg .runs{fill:var(--k0)}svg .waits{fill:url(#wait);stroke:var(--k2);stroke-width:1}svg .struck{text-decoration:line-through;fill:var(--invalid)}
-.hatch{stroke:var(--invalid);stroke-width:1.1;opacity:.55}.waith{stroke:var(--k2);stroke-width:2;opacity:.6}.dotd{fill:var(--rule)}
+svg .strong{font-weight:600}svg .runs{fill:var(--k0)}svg .waits{fill:url(#wait);stroke:var(--k2);stroke-width:1}
+svg .struck{text-decoration:line-through;fill:var(--invalid)}
+.hatch{stroke:var(--invalid);stroke-width:1.1;opacity:.55}.waith{stroke:var(--k2);stroke-width:2;opacity:.6}
+.dotd{fill:var(--rule)}
 .dev{width:120px;height:18px;vertical-align:middle}
 .scroll{overflow-x:auto;margin:0 -20px;padding:0 20px;overscroll-behavior-x:contain}
-table{border-collapse:collapse;width:100%;font-size:13.5px;line-height:1.4}
-th{font-weight:600;color:var(--muted);font-size:12.5px;text-align:left;vertical-align:bottom;padding:0;border-bottom:1px solid var(--rule)}
-th>button,th>span{display:block;width:100%;font:inherit;color:inherit;background:none;border:0;text-align:inherit;padding:6px 9px 7px}
-th>button{cursor:pointer}th>button:hover{color:var(--ink)}th>button:focus-visible{outline:2px solid var(--k0);outline-offset:-2px;border-radius:4px}
-th>button:after{content:"\\2195";opacity:.35;margin-left:4px;font-size:10px}th[aria-sort]{color:var(--ink)}
-th[aria-sort=ascending]>button:after{content:"\\25B2";opacity:.9}th[aria-sort=descending]>button:after{content:"\\25BC";opacity:.9}
-td{padding:7px 9px;border-bottom:1px solid var(--rule);vertical-align:top;overflow-wrap:normal}
+table{border-collapse:separate;border-spacing:0;width:100%;font-size:13.5px;line-height:1.4;overflow-wrap:normal}
+th{font-weight:600;color:var(--muted);font-size:12.5px;text-align:left;vertical-align:bottom;padding:0;
+border-bottom:1px solid var(--rule)}
+th>button,th>span{display:block;width:100%;font:inherit;color:inherit;background:none;border:0;text-align:inherit;
+padding:6px 8px 7px}
+th>button{cursor:pointer}th>button:hover{color:var(--ink)}th>button:focus-visible{outline:2px solid var(--k0);
+outline-offset:-2px;border-radius:4px}
+th>button{position:relative}th>button:after{position:absolute;right:9px;bottom:-3px;font-size:8px;line-height:1;
+content:""}
+th[aria-sort]{color:var(--ink)}th>button:hover:after{content:"\\25B2";opacity:.4}
+th[aria-sort=ascending]>button:after{content:"\\25B2";opacity:.9}
+th[aria-sort=descending]>button:after{content:"\\25BC";opacity:.9}
+td{padding:7px 8px;border-bottom:1px solid var(--rule);vertical-align:top;white-space:nowrap}
+td:first-child,th:first-child>button{padding-left:0}td:last-child,th:last-child>button{padding-right:0}
 tbody tr:last-child td{border-bottom:0}tbody tr:hover td{background:var(--soft)}
-.num{text-align:right;white-space:nowrap}td.t{min-width:110px;overflow-wrap:anywhere}
-td s{color:var(--invalid);text-decoration-thickness:1.5px;background:repeating-linear-gradient(135deg,var(--invalid-bg) 0 4px,transparent 4px 7px);padding:0 3px;border-radius:3px}
+.num{text-align:right;white-space:nowrap}td.t{white-space:normal;min-width:130px}
+td s{color:var(--invalid);text-decoration-thickness:1.5px;
+background:repeating-linear-gradient(135deg,var(--invalid-bg) 0 4px,transparent 4px 7px);padding:0 3px;
+border-radius:3px}
 .better{color:var(--pass);font-weight:600}.worse{color:var(--fail);font-weight:600}
 .note{color:var(--muted);font-size:13px;margin-top:10px}
 .flag{border-radius:8px;padding:9px 14px;margin-top:12px;background:var(--unsure-bg);color:var(--ink)}
 .flag b{color:var(--unsure)}
-details>summary{cursor:pointer;font-weight:650;list-style-position:outside}details>summary .sub{font-weight:400}
+details>summary{cursor:pointer;font-weight:650}details>summary .sub{font-weight:400}
 details[open]>summary{margin-bottom:10px}
 .kv{display:grid;grid-template-columns:repeat(auto-fill,minmax(270px,1fr));gap:0 28px;margin:0}
-.kv div{display:flex;justify-content:space-between;gap:14px;padding:5px 0;border-bottom:1px solid var(--rule);font-size:13.5px}
+.kv div{display:flex;justify-content:space-between;gap:14px;padding:5px 0;border-bottom:1px solid var(--rule);
+font-size:13.5px}
 .kv dt{color:var(--muted);white-space:nowrap}.kv dd{margin:0;text-align:right}
 footer{margin-top:36px;color:var(--muted);font-size:13px}
 .hide{position:absolute;width:0;height:0;overflow:hidden}
 @media (max-width:900px){.grid2{grid-template-columns:minmax(0,1fr)}}
-@media (max-width:600px){main{padding:20px 14px 40px}.card{padding:14px 14px}.scroll{margin:0 -14px;padding:0 14px}h1{font-size:23px}h2{font-size:19px}
-.why li{grid-template-columns:minmax(0,1fr)}.banner{padding:14px 15px}.tiles{grid-template-columns:repeat(2,minmax(0,1fr))}.tile{padding:11px 13px}
-.tile .n{font-size:19px}svg.plot text{font-size:17px}svg.plot .value{font-size:15.5px}svg.small text{font-size:11.5px}svg.heat .in{font-size:16px}
-.sticky th:first-child,.sticky td:first-child{position:sticky;left:-14px;background:var(--card);z-index:1;padding-left:14px;box-shadow:1px 0 0 var(--rule)}}
-@media (max-width:600px){svg .note{font-size:16px}svg .opt{display:none}}
+@media (max-width:600px){main{padding:20px 14px 40px}.card{padding:14px 14px}.scroll{margin:0 -14px;padding:0 14px}
+h1{font-size:23px}h2{font-size:19px}
+.why li{grid-template-columns:minmax(0,1fr)}.banner{padding:14px 15px}
+.tiles{grid-template-columns:repeat(2,minmax(0,1fr))}.tile{padding:11px 13px}
+.tile .n{font-size:19px}svg.plot text{font-size:17px}svg.plot .value{font-size:15.5px}
+svg.plot.small text{font-size:17px}.small4{grid-template-columns:repeat(auto-fill,minmax(138px,1fr))}
+.lone svg.plot{max-width:none}svg.heat .in{font-size:16px}
+.sticky th:first-child,.sticky td:first-child{position:sticky;left:-14px;background:var(--card);z-index:1;
+padding-left:14px;box-shadow:1px 0 0 var(--rule)}}
+@media (max-width:600px){svg.plot .opt{display:none}svg.plot .muted,svg.plot .strong{font-size:16px}}
 @media print{body{background:#fff}.card,.banner{break-inside:avoid}}
 """
 
@@ -119,7 +151,10 @@ document.querySelectorAll('table.sortable th').forEach(function(th){
     var up=th.getAttribute('aria-sort')!=='ascending', col=th.cellIndex, body=th.closest('table').tBodies[0];
     th.parentNode.querySelectorAll('th').forEach(function(o){o.removeAttribute('aria-sort');});
     th.setAttribute('aria-sort',up?'ascending':'descending');
-    var val=function(r){var c=r.cells[col],v=c.getAttribute('data-v');return v===null?c.textContent.trim().toLowerCase():(v===''?null:Number(v));};
+    var val=function(r){
+      var c=r.cells[col],v=c.getAttribute('data-v');
+      return v===null?c.textContent.trim().toLowerCase():(v===''?null:Number(v));
+    };
     Array.from(body.rows).map(function(r){return [val(r),r];}).sort(function(p,q){
       var a=p[0],z=q[0]; if(a===z){return 0;} if(a===null){return 1;} if(z===null){return -1;}
       var d=typeof a==='number'?a-z:String(a).localeCompare(String(z),undefined,{numeric:true}); return up?d:-d;
@@ -163,6 +198,7 @@ class Cell:
     html: str
     sort: float | None = None
     number: bool = False
+    long: bool = False
 
 
 def number(text: str, value: float | None, struck: bool = False) -> Cell:
@@ -172,9 +208,9 @@ def number(text: str, value: float | None, struck: bool = False) -> Cell:
     return Cell(esc(text), value, True)
 
 
-def words(text: object) -> Cell:
-    """A left-aligned text."""
-    return Cell(esc(text))
+def words(text: object, long: bool = False) -> Cell:
+    """A left-aligned text; ``long``: it may take several lines."""
+    return Cell(esc(text), long=long)
 
 
 @dataclass(frozen=True)
@@ -198,7 +234,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], label: str)
         out.append("<tr>")
         for cell in row:
             value = f' data-v="{"" if cell.sort is None else repr(cell.sort)}"' if cell.number or cell.sort is not None else ""
-            kind = ' class="num"' if cell.number else ""
+            kind = ' class="num"' if cell.number else ' class="t"' if cell.long else ""
             out.append(f"<td{kind}{value}>{cell.html}</td>")
         out.append("</tr>")
     out.append("</tbody></table></div>")
@@ -219,14 +255,17 @@ def page(title: str, body: str) -> str:
         '<line class="hatch" x1="0" y1="0" x2="0" y2="4"/></pattern>'
         '<pattern id="wait" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
         '<line class="waith" x1="0" y1="0" x2="0" y2="6"/></pattern>'
-        '<pattern id="dots" width="6" height="6" patternUnits="userSpaceOnUse"><circle class="dotd" cx="2" cy="2" r="1"/></pattern>'
+        '<pattern id="dots" width="6" height="6" patternUnits="userSpaceOnUse">'
+        '<circle class="dotd" cx="2" cy="2" r="1"/></pattern>'
         "</defs></svg>"
     )
+    scheme = '<meta name="color-scheme" content="light dark"/>'
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"/>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n<meta name="color-scheme" content="light dark"/>\n'
-        f"<title>{esc(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n{patterns}\n<main>\n{body}\n</main>\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
+        f"{scheme}\n<title>{esc(title)}</title>\n<style>{CSS}</style>\n</head>\n"
+        f"<body>\n{patterns}\n<main>\n{body}\n</main>\n"
         f"<script>{JS}</script>\n</body>\n</html>\n"
     )

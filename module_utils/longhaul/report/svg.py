@@ -98,7 +98,7 @@ def axis_for(values: Sequence[float], text: Callable[[float], str], log_from: fl
     return linear_axis(max(positive, default=1.0) * 1.06, text)
 
 
-def plot(  # noqa: PLR0914 - one drawing, read from top to bottom
+def plot(
     series: Sequence[Series],
     *,
     describe: str,
@@ -138,8 +138,7 @@ def plot(  # noqa: PLR0914 - one drawing, read from top to bottom
             out.append(f'<text class="tick" x="{_n(x)}" y="{base + 18}" text-anchor="middle">{esc(text)}</text>')
             last = x
     out.append(f'<text class="title" x="{LEFT + inner_w / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{esc(x_title)}</text>')
-    for one in series:
-        out.append(_series(one, px, py))
+    out += [_series(one, px, py) for one in series]
     out.append("</svg>")
     return "".join(out)
 
@@ -151,6 +150,7 @@ def _series(series: Series, px: Callable[[float], float], py: Callable[[float], 
     if series.computed:
         return f'<polyline class="computed k{series.index}" points="{path}"/>' if len(joined) > 1 else _short(joined, px, py)
     out = [f'<g class="k{series.index}">']
+    taken: list[tuple[float, float]] = []
     if len(joined) > 1:
         out.append(f'<polyline class="line" points="{path}"/>')
     for mark in marks:
@@ -163,15 +163,23 @@ def _series(series: Series, px: Callable[[float], float], py: Callable[[float], 
                     f'<path class="whisker" d="M{_n(x)} {_n(low)}V{_n(high)}M{_n(x - 4)} {_n(low)}h8M{_n(x - 4)} {_n(high)}h8"/>'
                 )
         out.append(shape(mark.kind, series.index, x, y))
-        if mark.label and mark.kind != "void":
-            anchor = "end" if x > WIDTH - RIGHT - 40 else "middle"
-            shift = 10 if anchor == "end" else 0
-            out.append(
-                f'<text class="value" x="{_n(x + shift)}" y="{_n(y - 11)}" text-anchor="{anchor}">{esc(mark.label)}</text>'
-            )
+        label = None if mark.kind == "void" else _label(mark, x, y, taken, mark is marks[-1])
+        if label:
+            out.append(label)
         out.append("</g>")
     out.append("</g>")
     return "".join(out)
+
+
+def _label(mark: Mark, x: float, y: float, taken: list[tuple[float, float]], last: bool) -> str | None:
+    """The value beside a mark, unless it would cover another one. On a phone only the last one is shown (class ``opt``)."""
+    if not mark.label or (not last and any(abs(x - tx) < 50 and abs(y - ty) < 15 for tx, ty in taken)):
+        return None
+    taken.append((x, y))
+    anchor, shift = ("start", 8) if x < LEFT + 34 else ("end", 9)
+    kind = "value" if last else "value opt"
+    lift = y - 10 if anchor == "end" else y + 4 if y < TOP + 20 else y - 11
+    return f'<text class="{kind}" x="{_n(x + shift)}" y="{_n(lift)}" text-anchor="{anchor}">{esc(mark.label)}</text>'
 
 
 def _short(marks: Sequence[Mark], px: Callable[[float], float], py: Callable[[float], float]) -> str:
@@ -215,7 +223,8 @@ def heat_map(
     rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[tuple[int, int] | None]], describe: str
 ) -> str:
     """Found of asked for each (row, column); the figure stands in the cell, the tint follows the share found."""
-    left, top, cell_h = 66, 6, 32
+    left, top = 66, 6
+    cell_h = max(32, min(60, 250 // max(len(rows), 1)))
     width = max(WIDTH, left + 40 * len(columns))
     cell_w = (width - left - 4) / max(len(columns), 1)
     height = top + cell_h * len(rows) + 44
@@ -251,49 +260,50 @@ def heat_map(
 
 @dataclass(frozen=True)
 class QueueRow:
-    """Requests of one point: how many fit at once, how many wait, and what to print behind the bar."""
+    """Requests of one point: how many fit at once, how many wait, and what to print at the right."""
 
     name: str
     at_once: int
     queued: int
     known: bool
     text: str
+    hint: str = ""
     void: bool = False
 
 
 def queue_bars(rows: Sequence[QueueRow], describe: str) -> str:
     """One bar a point: requests that run at once, then those that wait (hatched)."""
-    left, right, top, step = 104, 8, 2, 46
-    height = top + step * len(rows) + 2
-    span = WIDTH - left - right
+    step = 52
+    height = step * len(rows)
     most = max((r.at_once + r.queued for r in rows), default=1) or 1
     out = [f'<svg class="plot" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{esc(describe)}">']
     for i, row in enumerate(rows):
-        y = top + i * step
-        run_w = span * row.at_once / most
-        wait_w = span * row.queued / most
-        fits = f"{row.at_once} at once, {row.queued} queued" if row.known else f"{row.at_once} requests, room not known"
-        out.append(f"<g><title>{esc(f'{row.name}: {fits}')}</title>")
-        out.append(f'<text class="tick" x="{left - 10}" y="{y + 13}" dy="0.35em" text-anchor="end">{esc(row.name)}</text>')
+        y = i * step
+        run_w = WIDTH * row.at_once / most
+        wait_w = WIDTH * row.queued / most
+        fits = f"{row.at_once:,} at once, {row.queued:,} queued" if row.known else f"{row.at_once:,} sent; room not known"
+        struck = " struck" if row.void else ""
+        out.append(f"<g><title>{esc(f'{row.name}: {fits}; {row.hint}')}</title>")
+        name = f'<tspan class="strong">{esc(row.name)}</tspan><tspan class="muted" dx="8">{esc(fits)}</tspan>'
+        out.append(f'<text x="0" y="{y + 16}">{name}</text>')
+        out.append(f'<text class="muted{struck}" x="{WIDTH}" y="{y + 16}" text-anchor="end">{esc(row.text)}</text>')
         if row.at_once:
             kind = "runs" if row.known else "none"
-            out.append(f'<rect class="{kind}" x="{left}" y="{y + 5}" width="{_n(max(run_w, 2))}" height="16" rx="2"/>')
+            out.append(f'<rect class="{kind}" x="0" y="{y + 24}" width="{_n(max(run_w, 2))}" height="14" rx="2"/>')
         if row.queued:
             out.append(
-                f'<rect class="waits" x="{_n(left + run_w + 1)}" y="{y + 5}" width="{_n(max(wait_w - 1, 2))}" height="16" rx="2"/>'
+                f'<rect class="waits" x="{_n(run_w + 1)}" y="{y + 24}" width="{_n(max(wait_w - 2, 2))}" height="14" rx="2"/>'
             )
-        struck = " struck" if row.void else ""
-        out.append(f'<text class="note" x="{left}" y="{y + 36}"><tspan>{esc(fits)}</tspan>')
-        if row.text:
-            out.append(f'<tspan class="muted"> \N{MIDDLE DOT} </tspan><tspan class="muted{struck}">{esc(row.text)}</tspan>')
-        out.append("</text></g>")
+        out.append("</g>")
     out.append("</svg>")
     return "".join(out)
 
 
-def kv_curve(samples: Sequence[tuple[float, float]], describe: str, time_text: Callable[[float], str]) -> str:
-    """KV use (0..1) over seconds as a small filled curve; empty with fewer than two samples."""
-    points = thin([(t, min(1.0, max(0.0, u))) for t, u in samples if t >= 0])
+def kv_curve(
+    samples: Sequence[tuple[float, float]], describe: str, time_text: Callable[[float], str], top_share: float = 1.0
+) -> str:
+    """KV use (0..1) over seconds as a small filled curve up to ``top_share``; empty with fewer than two samples."""
+    points = thin([(t, min(1.0, max(0.0, u / top_share))) for t, u in samples if t >= 0])
     if len(points) < 2:
         return ""
     width, height, left, right, top, bottom = 280, 130, 40, 12, 8, 24
@@ -306,7 +316,9 @@ def kv_curve(samples: Sequence[tuple[float, float]], describe: str, time_text: C
     for share in (0.0, 0.5, 1.0):
         y = _n(top + (1 - share) * inner_h)
         out.append(f'<line class="{"grid" if share else "axis"}" x1="{left}" x2="{width - right}" y1="{y}" y2="{y}"/>')
-        out.append(f'<text class="tick" x="{left - 5}" y="{y}" dy="0.35em" text-anchor="end">{share:.0%}</text>')
+        tick = "tick opt" if share == 0.5 else "tick"
+        text = f"{share * top_share * 100:.3g}%"
+        out.append(f'<text class="{tick}" x="{left - 5}" y="{y}" dy="0.35em" text-anchor="end">{text}</text>')
     out.append(f'<polygon class="area k0" points="{first},{_n(base)} {path} {_n(left + inner_w)},{_n(base)}"/>')
     out.append(f'<polyline class="line k0" points="{path}"/>')
     out.append(f'<text class="tick" x="{left}" y="{height - 6}">0</text>')

@@ -120,7 +120,7 @@ def point(
 def run(points: Sequence[PointResult], **changes: object) -> RunResult:
     """A run over ``points``; its verdict is the worst of them, its reasons are theirs."""
     base = RunResult(
-        run_id="20260922-101500-7f3a",
+        run_id="20260921-141320-7f3a",
         host="h200-a",
         url="http://10.0.0.11:8000",
         engine="vllm",
@@ -176,16 +176,16 @@ def mixed() -> RunResult:
         cache_state="WARM",
         cached_share=0.987,
         reasons=(
-            Reason(Verdict.INVALID, "cached_prompt", "98.7 % of the prompt tokens came from the prefix cache"),
+            Reason(Verdict.INVALID, "cached_prompt", "98.7% of the prompt tokens came from the prefix cache"),
             Reason(
                 Verdict.INVALID,
                 "below_floor",
-                "TTFT 491 ms is below the physical floor of 1.19 s; a cached share of 59 % explains it",
+                "TTFT 491 ms is below the physical floor of 6.22 s; a cached share of 92% explains it",
             ),
         ),
     )
     cached = dataclasses.replace(
-        cached, physics=dataclasses.replace(cached.physics, ratio=0.41, mfu=2.42, explaining_cached_share=0.59)
+        cached, physics=dataclasses.replace(cached.physics, ratio=0.079, mfu=12.7, explaining_cached_share=0.92)
     )
     slow = point(
         1_000_000,
@@ -194,8 +194,8 @@ def mixed() -> RunResult:
         completed=2,
         timed_out=1,
         reasons=(
-            Reason(Verdict.FAIL, "ttft_limit", "TTFT p50 31.2 s is above the limit of 20 s"),
-            Reason(Verdict.FAIL, "timed_out", "1 of 3 requests had no first token after 90 s"),
+            Reason(Verdict.FAIL, "ttft_limit", "TTFT p50 167.7 s is above the limit of 120 s"),
+            Reason(Verdict.FAIL, "timed_out", "1 of 3 requests had no first token after 240 s"),
         ),
     )
     unsure = point(
