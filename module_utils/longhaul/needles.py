@@ -39,17 +39,21 @@ class PlantedFact:
 
 @dataclass(frozen=True)
 class Needle:
-    """One answer to be found. ``depth`` is that of the fact which holds it; ``expected`` a number as plain digits."""
+    """One answer to be found. ``depth`` is that of the fact which holds it; ``expected`` a number as plain digits.
+
+    ``decoys``: numbers that also stand in the text and are wrong; an answer that gives one of them first is wrong.
+    """
 
     kind: NeedleKind
     depth: float
     subject: str
     expected: str
+    decoys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class NeedlePlan:
-    """What to plant and what to ask. ``facts`` by rising depth; ``cue``: how a plain (not chat) prompt begins the answer."""
+    """What to plant and what to ask. ``facts`` by rising depth; ``cue``: how the answer begins (given to the model)."""
 
     kind: NeedleKind
     facts: tuple[PlantedFact, ...]
@@ -76,13 +80,14 @@ def plan_needles(kind: NeedleKind, depths: Sequence[float], *, seed: int, key: s
     if kind == "multi_hop" and len(depths) < 2:
         raise UserError("one depth for a chain of facts", "at least two depths", "give multi_hop two or more depths")
     towns_known = _TOWNS.split()
-    if len(depths) > len(towns_known):
-        raise UserError(f"{len(depths)} needles in one prompt", f"at most {len(towns_known)}", "use fewer depths")
+    if len(depths) >= len(towns_known):
+        raise UserError(f"{len(depths)} needles in one prompt", f"at most {len(towns_known) - 1}", "use fewer depths")
     draw = _Draw(f"{seed}/{key}/needles")
-    towns = draw.sample(towns_known, len(depths))
-    codes = draw.codes(len(depths))
+    towns = draw.sample(towns_known, len(depths) + 1)
+    codes = draw.codes(len(depths) + 1)
     if kind == "multi_hop":
-        return _chain(depths, towns, codes[0], draw.sample(_PEOPLE.split(), 1)[0])
+        return _chain(depths, towns, codes, draw.sample(_PEOPLE.split(), 2))
+    towns, codes = towns[:-1], codes[:-1]
     facts = tuple(
         PlantedFact(f"The secret code of {town} is {code}. Remember it: {code} is the secret code of {town}.", depth)
         for town, code, depth in zip(towns, codes, depths, strict=True)
@@ -98,16 +103,20 @@ def plan_needles(kind: NeedleKind, depths: Sequence[float], *, seed: int, key: s
     return NeedlePlan(kind, _by_depth(facts), needles, question, cue)
 
 
-def _chain(depths: Sequence[float], towns: Sequence[str], code: str, person: str) -> NeedlePlan:
-    facts = [PlantedFact(f"{person} lives in {towns[0]}.", depths[0])]
+def _chain(depths: Sequence[float], towns: Sequence[str], codes: Sequence[str], people: Sequence[str]) -> NeedlePlan:
+    """A chain that ends in a code, beside a second, shorter one that ends in another: finding a code is not enough."""
+    person, other = people
+    *path, last, decoy = towns
+    chain = [*path[: len(depths) - 2], last]
+    facts = [PlantedFact(f"{person} lives in {chain[0]}.", depths[0]), PlantedFact(f"{other} lives in {decoy}.", depths[0])]
     facts += [
         PlantedFact(f"The people of {here} all moved to {there}.", depth)
-        for here, there, depth in zip(towns, towns[1:-1], depths[1:-1], strict=False)
+        for here, there, depth in zip(chain[:-1], chain[1:], depths[1:-1], strict=True)
     ]
-    last = towns[-2]
-    facts.append(PlantedFact(f"The secret code of everyone in {last} is {code}.", depths[-1]))
+    facts.append(PlantedFact(f"The secret code of everyone in {chain[-1]} is {codes[0]}.", depths[-1]))
+    facts.append(PlantedFact(f"The secret code of everyone in {decoy} is {codes[1]}.", 1.0 - depths[-1]))
     moved = " after the move" if len(depths) > 2 else ""
-    needle = Needle("multi_hop", depths[-1], person, code)
+    needle = Needle("multi_hop", depths[-1], person, codes[0], (codes[1],))
     question = f"What is the secret code of {person}{moved}? Find where {person} lives, then the code of that place."
     return NeedlePlan("multi_hop", _by_depth(facts), (needle,), question, f"The secret code of {person} is")
 
@@ -140,15 +149,23 @@ class _Draw:
 
 
 def judge(answer: str, needle: Needle) -> bool:
-    """Whether the answer holds the expected number as a number of its own: not as part of a longer one.
+    """Whether the answer holds the expected number as a number of its own (not as part of a longer one), and no decoy before it.
 
-    Digits may be grouped (``48,213``, ``48 213``, ``48_213``); a decimal part (``48213.5``) is another number.
+    Digits may be grouped (``48,213``, ``48 213``, ``48_213``); a decimal part (``48213.5``) makes it another number.
     """
-    digits = needle.expected
-    grouped = digits[0] + "".join(
-        r"[,\u00a0\u202f _]?" + d if (len(digits) - i) % 3 == 0 else d for i, d in enumerate(digits) if i
-    )
-    return re.search(rf"(?<!\d)(?<!\d[.,]){grouped}(?!\d)(?![.,]\d)", answer) is not None
+    found = _position(answer, needle.expected)
+    if found is None:
+        return False
+    wrong = [at for decoy in needle.decoys if (at := _position(answer, decoy)) is not None]
+    return all(found < at for at in wrong)
+
+
+def _position(answer: str, digits: str) -> int | None:
+    """Where this number first stands on its own."""
+    gap = r"[,\u00a0\u202f _]?"
+    spelled = "".join((gap if i and (len(digits) - i) % 3 == 0 else "") + digit for i, digit in enumerate(digits))
+    match = re.search(rf"(?<!\d)(?<!\d[.,]){spelled}(?!\d)(?![.,]\d)", answer)
+    return None if match is None else match.start()
 
 
 def answers(plan_or_needles: NeedlePlan | Iterable[Needle], answer: str) -> tuple[NeedleAnswer, ...]:

@@ -111,8 +111,9 @@ class PromptFactory:
             tokenizer = self._tokenizer("needles")
             frame = self._needle_frame(tokenizer)
             facts = [(f.depth, tokenizer.encode(f"\n\n{f.text}\n\n")) for f in needles.facts]
-            asked = needles.question if self._uses_chat(tokenizer) else f"{needles.question}\nAnswer: {needles.cue}"
-            end = frame.before_question + tokenizer.encode(asked) + frame.tail
+            # The answer's first words are given, as RULER does: the model answers at once, and no template or habit of
+            # thinking aloud uses up the few output tokens of a timed request.
+            end = frame.before_question + tokenizer.encode(needles.question) + frame.tail + tokenizer.encode(needles.cue)
         head = (*prefix_ids, *frame.head)
         fixed = len(head) + len(frame.intro) + sum(len(ids) for _, ids in facts) + len(end)
         nonce = self._nonce(seed_key)[: input_tokens - fixed if needles is None else NONCE_TOKENS]
@@ -292,7 +293,9 @@ def plain_frame(tokenizer: Tokenizer) -> _Frame:
     spelled = bos.get("content") if isinstance(bos, dict) else bos
     found = tokenizer.token_id(spelled) if isinstance(spelled, str) else None
     head = () if found is None else (found,)
-    return _Frame(head, tokenizer.encode(f"\n\n{_INSTRUCTION}\n\n"), tokenizer.encode("\n\nQuestion: "), ())
+    return _Frame(
+        head, tokenizer.encode(f"\n\n{_INSTRUCTION}\n\n"), tokenizer.encode("\n\nQuestion: "), tokenizer.encode("\nAnswer: ")
+    )
 
 
 def chat_frame(tokenizer: Tokenizer) -> _Frame:
