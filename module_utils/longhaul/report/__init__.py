@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from .compare import (
+    Comparison,
+    compare_runs,
+    pair_runs,
+    render_compare_html,
+    render_compare_markdown,
+    render_compare_text,
+)
 from .files import load_run_dir, write_atomically, write_reports
 from .html import render_html
 from .junit import render_junit
@@ -10,6 +18,12 @@ from .prometheus import render_prometheus
 from .tables import summary_table
 
 __all__ = [
+    "Comparison",
+    "compare_runs",
+    "pair_runs",
+    "render_compare_html",
+    "render_compare_markdown",
+    "render_compare_text",
     "load_run_dir",
     "render_html",
     "render_junit",

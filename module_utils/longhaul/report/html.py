@@ -124,16 +124,23 @@ def _fleet(runs: Sequence[RunResult]) -> str:
     tally_text = ", ".join(f"{n} {v}" for v, n in Counter(r.verdict.value for r in runs).most_common())
     out = [f'<section class="card"><div class="head"><h3>All hosts</h3><p class="sub">{esc(tally_text)}</p></div>']
     out.append(table(columns, rows, "All hosts") + "</section>")
-    charts = [
-        _overlay(runs, "TTFT", lambda p: p.ttft_s, seconds, _axis_seconds, "median"),
-        _overlay(runs, "Prefill rate", lambda p: p.prefill_tokens_per_s, rate, _axis_rate, "tokens/s, median"),
-    ]
-    drawn = "".join(charts)
+    drawn = overlay(runs, [f"{one_line(r.host)} ({engine_name(r)})" for r in runs])
     return "".join(out) + (f'<div class="grid2">{drawn}</div>' if drawn else "")
+
+
+def overlay(runs: Sequence[RunResult], names: Sequence[str]) -> str:
+    """Two figures, TTFT and prefill rate against input length, with one line for each of the first six runs that have one."""
+    return "".join(
+        (
+            _overlay(runs, names, "TTFT", lambda p: p.ttft_s, seconds, _axis_seconds, "median"),
+            _overlay(runs, names, "Prefill rate", lambda p: p.prefill_tokens_per_s, rate, _axis_rate, "tokens/s, median"),
+        )
+    )
 
 
 def _overlay(
     runs: Sequence[RunResult],
+    names: Sequence[str],
     name: str,
     pick: Callable[[PointResult], Stats | None],
     text: Callable[[object], str],
@@ -142,9 +149,8 @@ def _overlay(
 ) -> str:
     """One figure of every host against input length, cold runs only, points that PASSed or FAILed; six hosts at most."""
     series: list[Series] = []
-    for run in runs:
+    for run, who in zip(runs, names, strict=True):
         points = [p for p in _lowest(run) if p.concurrency == 1]
-        who = f"{one_line(run.host)} ({engine_name(run)})"
         marks = tuple(
             Mark(m.x, m.y, None, None, m.kind, f"{who}: {m.title}")
             for m in _marks(run, points, pick, text, name)
@@ -154,8 +160,8 @@ def _overlay(
             series.append(Series(who, marks, len(series)))
     if len(series) < 2:
         return ""
-    drawing = svg.plot(series, describe=f"{name} against input length, all hosts", x_title="Input tokens", y_text=axis)
-    return _figure(f"{name}, all hosts", f"{note}, one request at a time", drawing, series)
+    drawing = svg.plot(series, describe=f"{name} against input length, side by side", x_title="Input tokens", y_text=axis)
+    return _figure(f"{name}, side by side", f"{note}, one request at a time", drawing, series)
 
 
 # --- one host ------------------------------------------------------------------------------------------------------------
@@ -333,7 +339,8 @@ def _figure(title: str, note: str, drawing: str, series: Sequence[Series] = (), 
             keys += f"<span>{svg.legend_mark(kind, 0)}{esc(name)}</span>"
     keys = f'<div class="legend">{keys}</div>' if keys else ""
     kind = "card wide" if wide else "card"
-    return f'<figure class="{kind}"><figcaption><h3>{esc(title)}</h3><p class="sub">{esc(note)}</p></figcaption>{keys}{drawing}</figure>'
+    caption = f'<figcaption><h3>{esc(title)}</h3><p class="sub">{esc(note)}</p></figcaption>'
+    return f'<figure class="{kind}">{caption}{keys}{drawing}</figure>'
 
 
 def _plots(run: RunResult) -> str:

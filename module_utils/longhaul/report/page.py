@@ -118,6 +118,7 @@ td s{color:var(--invalid);text-decoration-thickness:1.5px;
 background:repeating-linear-gradient(135deg,var(--invalid-bg) 0 4px,transparent 4px 7px);padding:0 3px;
 border-radius:3px}
 .better{color:var(--pass);font-weight:600}.worse{color:var(--fail);font-weight:600}
+.list{margin-top:12px}.card ul{margin:4px 0 0;padding-left:20px}
 .note{color:var(--muted);font-size:13px;margin-top:10px}
 .flag{border-radius:8px;padding:9px 14px;margin-top:12px;background:var(--unsure-bg);color:var(--ink)}
 .flag b{color:var(--unsure)}
