@@ -266,6 +266,12 @@ def phase_of(line: str, phases: Sequence[PhaseMark]) -> Phase | None:
     return None
 
 
+def _around(line: str, needle: str, most: int = 400) -> str:
+    """At most ``most`` characters of a line, with the needle in them (engines print lines of many kilobytes)."""
+    start = max(0, min(line.find(needle) - most // 4, len(line) - most))
+    return line[start : start + most]
+
+
 def diagnose(lines: Iterable[str], adapter: EngineAdapter) -> Diagnosis | None:
     """Name the cause of a failure from a log: the first true cause wins, a wrapper only if nothing better is there."""
     reached: Phase | None = None
@@ -275,7 +281,7 @@ def diagnose(lines: Iterable[str], adapter: EngineAdapter) -> Diagnosis | None:
         reached = phase_of(line, adapter.phases) or reached
         for mark in adapter.failures:
             if mark.needle in line:
-                found = Diagnosis(mark.cause, line[-400:], mark.advice, reached)
+                found = Diagnosis(mark.cause, _around(line, mark.needle), mark.advice, reached)
                 if not mark.wrapper:
                     return found
                 wrapper = wrapper or found
