@@ -1,0 +1,112 @@
+#!/usr/bin/python
+"""Merge settings into a JSON file, keeping what others wrote there."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: longhaul_json_merge
+short_description: Merge settings into a JSON file without clobbering it
+description:
+  - Sets O(values) always and O(defaults) only where the file says nothing, joins lists, and remembers beside the file what it
+    set, so that a later run changes or withdraws exactly that. A file that is not JSON is refused, untouched.
+author: [Longhaul]
+options:
+  path: {description: The JSON file on the host; made when it is missing., type: path, required: true}
+  values: {description: Settings that always hold., type: dict, default: {}}
+  defaults: {description: Settings that hold where the file is silent., type: dict, default: {}}
+  state_path: {description: Where our own part is remembered; O(path) with C(.longhaul) added when not given., type: path}
+  validate: {description: "A command that must accept the new file before it is moved into place; V(%s) is the file.", type: str}
+  mode: {description: Mode of a new file., type: str, default: "0644"}
+  backup: {description: Keep a copy of the file as it was., type: bool, default: false}
+  progress_file: {description: Set by the action plugin., type: path}
+"""
+
+EXAMPLES = r"""
+- name: Let Docker keep containers while its daemon restarts
+  longhaul_json_merge:
+    path: /etc/docker/daemon.json
+    defaults: {live-restore: true}
+"""
+
+RETURN = r"""
+changed_keys: {description: Top-level keys that changed., returned: always, type: list}
+kept: {description: "Dotted paths where the file already said something else than a default.", returned: always, type: list}
+backup_file: {description: The copy., returned: when one was made, type: str}
+"""
+
+import os
+import shlex
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.longhaul.errors import UserError
+from ansible.module_utils.longhaul.jsonmerge import merge, read_object, render
+from ansible.module_utils.longhaul_module import run_module
+
+
+def write(module, path, text, validate=None, mode=0o644):
+    """Write beside the target, let ``validate`` look, then move into place in one step."""
+    number, name = tempfile.mkstemp(dir=module.tmpdir)
+    with os.fdopen(number, "w", encoding="utf-8") as handle:
+        handle.write(text)
+    if validate:
+        code, out, err = module.run_command([word.replace("%s", name) for word in shlex.split(validate)])
+        if code:
+            said = (err or out).strip().splitlines()[-1:] or ["nothing"]
+            raise UserError(
+                f"'{validate.split()[0]}' refused the new {path.name}: {said[0]}", "settings that it takes", "mend the settings"
+            )
+    fresh = not path.exists()
+    module.atomic_move(name, str(path))
+    if fresh:
+        path.chmod(mode)
+
+
+def work(module, progress):
+    """Read, merge, compare, write."""
+    options = module.params
+    path = Path(options["path"])
+    state = Path(options["state_path"] or f"{path}.longhaul")
+    current = read_object(path)
+    owned = read_object(state)
+    merged = merge(current, values=options["values"], defaults=options["defaults"], owned=owned)
+    # A file that says the same in another layout is left as it is.
+    changed = merged.data != current or not path.exists()
+    before = render(current) if path.exists() else ""
+    result = {
+        "changed": changed,
+        "changed_keys": list(merged.changed),
+        "kept": list(merged.kept),
+        "diff": {"before_header": str(path), "after_header": str(path), "before": before, "after": render(merged.data)},
+    }
+    if module.check_mode:
+        return result
+    if changed or merged.owned != owned:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if changed:
+        if options["backup"] and path.exists():
+            result["backup_file"] = module.backup_local(str(path))
+        write(module, path, render(merged.data), options["validate"], int(options["mode"], 8))
+    if merged.owned != owned:
+        write(module, state, render(merged.owned))
+    return result
+
+
+def main():
+    """Entry point."""
+    run_module(
+        {
+            "path": {"type": "path", "required": True},
+            "values": {"type": "dict", "default": {}},
+            "defaults": {"type": "dict", "default": {}},
+            "state_path": {"type": "path"},
+            "validate": {"type": "str"},
+            "mode": {"type": "str", "default": "0644"},
+            "backup": {"type": "bool", "default": False},
+        },
+        work,
+    )
+
+
+if __name__ == "__main__":
+    main()
