@@ -1,0 +1,315 @@
+"""``longhaul plan``: what an engine will hold on given GPUs, before it starts. Exit 0 it fits, 1 it does not, 2 nonsense."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from ..architecture import ModelArchitecture, load_architecture
+from ..capacity import (
+    Plan,
+    PlanSettings,
+    check_plan,
+    max_context,
+    nearest_plans,
+    needed_kv_bytes,
+    plan_capacity,
+    requests_that_fit,
+)
+from ..capacity_rules import Release
+from ..errors import UserError
+from ..hardware import GIB, GPUS, Gpu, get_gpu
+
+NAME = "plan"
+HELP = "predict what an engine will hold on given GPUs, before it starts"
+
+# The columns of --sweep: the request's range, 128K to the 10M that Llama-4-Scout was made for.
+SWEEP_CONTEXTS = (131_072, 1_048_576, 2_097_152, 5_242_880, 8_388_608, 10_485_760)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The contract's flags, and those that settle what a release would otherwise decide by itself."""
+    # argparse's own complaints take the same one-line form as every other mistake, without the usage block.
+    parser.error = functools.partial(_one_line, parser)  # type: ignore[method-assign]
+    parser.add_argument("--model", required=True, metavar="CONFIG_OR_DIR", help="config.json, or the folder that holds it")
+    parser.add_argument("--gpu", metavar="NAME", help="GPU model (" + ", ".join(GPUS) + ") or any name with its figures")
+    parser.add_argument("--gpu-memory-gib", type=float, metavar="G", help="memory of a GPU that the table lacks")
+    parser.add_argument("--gpu-bandwidth-gb-s", type=float, metavar="B", help="its memory bandwidth, 1e9 bytes/s")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs in the host (default: TP x PP)")
+    parser.add_argument("--tp", type=int, metavar="N", help="tensor parallel size (default: GPUs / PP)")
+    parser.add_argument("--pp", type=int, default=1, metavar="N", help="pipeline parallel size (default: 1)")
+    parser.add_argument("--engine", required=True, metavar="NAME==VERSION", help="vllm==0.12.0, sglang==0.5.6.post2 ...")
+    parser.add_argument("--context", type=int, metavar="TOKENS", help="context to serve (default: all of the model's positions)")
+    memory = parser.add_mutually_exclusive_group()
+    memory.add_argument("--gpu-memory-utilization", type=float, metavar="F", help="share for the engine (SGLang: static share)")
+    memory.add_argument("--available-kv-gib", type=float, metavar="G", help="KV memory a GPU, from the engine's log: exact sums")
+    parser.add_argument("--kv-dtype", default="auto", metavar="D", help="bf16, fp16 or fp8 (default: as the model)")
+    parser.add_argument("--weights-dtype", default="auto", metavar="D", help="bf16, fp16 or fp8 (default: as the checkpoint)")
+    parser.add_argument("--hybrid-kv", choices=("on", "off", "default"), default="default", help="hybrid KV manager")
+    parser.add_argument("--max-num-batched-tokens", type=int, metavar="N", help="prefill chunk (SGLang: --chunked-prefill-size)")
+    parser.add_argument("--max-num-seqs", type=int, metavar="N", help="most requests at once (SGLang: --max-running-requests)")
+    parser.add_argument("--block-size", type=int, metavar="N", help="KV block (SGLang: page size), if it is set by hand")
+    parser.add_argument("--swa-full-tokens-ratio", type=float, metavar="R", help="SGLang: local pool / full pool")
+    parser.add_argument("--cuda-graph-max-batch", type=int, metavar="N", help="SGLang: largest graph batch; 0 is off")
+    parser.add_argument("--max-total-tokens", type=int, metavar="N", help="SGLang: cap on the pool")
+    parser.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
+    parser.add_argument("--text-only", action="store_true", help="the engine is told to leave out the vision tower")
+    parser.add_argument("--concurrency", type=int, default=1, metavar="N", help="requests of the whole context wanted at once")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument("--explain", action="store_true", help="show the sum line by line")
+    parser.add_argument("--max-context", action="store_true", help="find the largest context that holds")
+    parser.add_argument("--sweep", action="store_true", help="table of GPU model x context x KV dtype")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one plan, the largest context, or the sweep."""
+    model = load_architecture(args.model)
+    engine, release = _engine(args.engine)
+    tp, pp, gpus = _parallel(args)
+    context = args.context if args.context is not None else model.max_positions
+    if context is None:
+        raise UserError(f"{model.name} does not name its positions", "--context", "give the context to serve")
+    settings = PlanSettings(
+        engine=engine,
+        release=release,
+        context_tokens=context,
+        tensor_parallel=tp,
+        pipeline_parallel=pp,
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        available_kv_gib=args.available_kv_gib,
+        kv_dtype=args.kv_dtype,
+        weights_dtype=args.weights_dtype,
+        hybrid_kv=args.hybrid_kv,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        max_num_seqs=args.max_num_seqs,
+        block_size=args.block_size,
+        text_only=args.text_only,
+        enforce_eager=args.enforce_eager,
+        swa_full_tokens_ratio=args.swa_full_tokens_ratio,
+        cuda_graph_max_batch=args.cuda_graph_max_batch,
+        max_total_tokens=args.max_total_tokens,
+        concurrency=args.concurrency,
+    )
+    if args.sweep:
+        return _sweep(model, settings, args, gpus)
+    if args.gpu is None:
+        raise UserError("no --gpu", "a GPU model: " + ", ".join(GPUS), "add --gpu, or --sweep for all of them")
+    gpu = get_gpu(args.gpu, memory_gib=args.gpu_memory_gib, bandwidth_gb_per_s=args.gpu_bandwidth_gb_s)
+    if args.max_context:
+        return _longest(model, gpu, settings, args, gpus)
+    plan = plan_capacity(model, gpu, settings, host_gpus=gpus)
+    nearest = () if plan.fits else nearest_plans(model, gpu, settings, host_gpus=gpus)
+    if args.json:
+        print(json.dumps(plan_to_json(plan, nearest), indent=1))
+    else:
+        print("\n".join(_table(plan)))
+        if args.explain:
+            print("\n".join(_explanation(plan)))
+        print("\n".join(_verdict(plan, nearest)))
+    return 0 if plan.fits else 1
+
+
+def plan_to_json(plan: Plan, nearest: Iterable[tuple[str, Plan]] = ()) -> dict[str, Any]:
+    """The contract's keys and more. GiB and tokens are per GPU where the name says so; ``warnings`` are one-line texts."""
+    s = plan.settings
+    return {
+        "fits": plan.fits,
+        "exact": plan.exact,
+        "model": plan.model.name,
+        "engine": s.engine,
+        "engine_version": str(s.release),
+        "gpu": plan.gpu.name,
+        "tensor_parallel": s.tensor_parallel,
+        "pipeline_parallel": s.pipeline_parallel,
+        "context_tokens": s.context_tokens,
+        "parameters": _parameters(plan),
+        "active_parameters": plan.model.active_parameters,
+        "weights_gib_per_gpu": plan.weights_bytes / GIB,
+        "rope_gib_per_gpu": plan.rope_bytes / GIB,
+        "kv_dtype": plan.kv_dtype,
+        "kv_bytes_per_token_per_gpu": plan.kv_bytes_per_token,
+        "kv_bytes_per_token_per_gpu_all_layers": plan.kv_bytes_per_token_all_layers,
+        "available_kv_gib_per_gpu": plan.available_kv_bytes / GIB,
+        "available_kv_gib_margin": 0.0 if plan.exact else plan.available_kv_margin_bytes / GIB,
+        "estimated": [] if plan.exact else ["available_kv_gib_per_gpu"],
+        "kv_cache_tokens": plan.kv_cache_tokens,
+        "kv_cache_tokens_range": [plan.kv_cache_tokens_low, plan.kv_cache_tokens_high],
+        "local_kv_tokens": plan.local_kv_tokens,
+        "max_concurrency": plan.max_concurrency,
+        "max_request_tokens": plan.max_request_tokens,
+        "pool_ceiling_tokens": plan.pool_ceiling_tokens,
+        "needed_kv_gib_per_request": plan.needed_kv_bytes_per_request / GIB,
+        "hybrid_kv": plan.hybrid_kv,
+        "max_num_batched_tokens": plan.max_num_batched_tokens,
+        "fixed_costs_gib_per_gpu": plan.fixed_costs_bytes / GIB,
+        "starts_anyway": plan.starts_anyway,
+        "findings": [
+            {"severity": f.severity, "code": f.code, "found": f.found, "required": f.required, "fix": f.fix}
+            for f in plan.findings
+        ],
+        "warnings": list(plan.warnings),
+        "nearest": [
+            {"change": change, "max_concurrency": p.max_concurrency, "context_tokens": p.settings.context_tokens}
+            for change, p in nearest
+        ],
+        "steps": [{"label": x.label, "value": x.value, "how": x.how, "exact": x.exact} for x in plan.steps],
+    }
+
+
+def _one_line(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    error = UserError(message, "arguments as longhaul plan --help lists them", "correct the command line")
+    parser.exit(2, f"longhaul plan: {error}\n")
+    raise AssertionError  # exit does not return
+
+
+def _engine(text: str) -> tuple[str, Release]:
+    name, _, version = text.partition("==")
+    if name not in {"vllm", "sglang"} or not version:
+        raise UserError(f"engine {text!r}", "vllm==VERSION or sglang==VERSION", "give, for instance, vllm==0.12.0")
+    return name, Release.parse(version)
+
+
+def _parallel(args: argparse.Namespace) -> tuple[int, int, int]:
+    """(TP, PP, GPUs): whatever is left out follows from the rest."""
+    for label, value in (("--tp", args.tp), ("--pp", args.pp), ("--gpus", args.gpus)):
+        if value is not None and value < 1:
+            raise UserError(f"{label} {value}", "a whole number of at least 1", f"give a positive {label}")
+    if args.tp is None:
+        gpus = args.gpus if args.gpus is not None else args.pp
+        if gpus % args.pp:
+            raise UserError(f"{gpus} GPUs over {args.pp} stages", "GPUs divisible by --pp", "give --tp as well")
+        return gpus // args.pp, args.pp, gpus
+    return args.tp, args.pp, args.gpus if args.gpus is not None else args.tp * args.pp
+
+
+def _parameters(plan: Plan) -> int:
+    return plan.model.parameters if plan.settings.text_only else plan.model.total_parameters
+
+
+def _gib(value: float) -> str:
+    return f"{value / GIB:,.2f} GiB"
+
+
+def _table(plan: Plan) -> list[str]:
+    s = plan.settings
+    around = "" if plan.exact else f" (estimated, +- {plan.available_kv_margin_bytes / GIB:.1f} GiB)"
+    rows = [
+        (
+            "model",
+            f"{plan.model.name}: {_parameters(plan) / 1e9:.2f}e9 parameters",
+        ),
+        ("on", f"{s.gpus} x {plan.gpu.name}, TP{s.tensor_parallel} x PP{s.pipeline_parallel}, {s.engine} {s.release}"),
+    ]
+    if plan.steps:
+        rows += [
+            ("weights a GPU", f"{_gib(plan.weights_bytes)}, and {_gib(plan.rope_bytes)} of rotary table"),
+            ("KV memory a GPU", _gib(plan.available_kv_bytes) + around),
+            ("KV a token a GPU", f"{plan.kv_bytes_per_token:,} B ({plan.kv_dtype}, hybrid KV: {plan.hybrid_kv})"),
+            ("KV pool", _pool(plan)),
+            ("needed a request", f"{_gib(plan.needed_kv_bytes_per_request)} a GPU at {s.context_tokens:,} tokens"),
+            ("concurrency", f"{plan.max_concurrency:.2f}x at {s.context_tokens:,} tokens"),
+            ("longest request", f"{plan.max_request_tokens:,} tokens" + _uncapped(plan)),
+        ]  # fmt: skip
+        if s.concurrency > 1:
+            need = needed_kv_bytes(plan, s.context_tokens, s.concurrency)
+            rows.append((f"{s.concurrency} at once", f"need {_gib(need)} a GPU; {requests_that_fit(plan, s.context_tokens)} fit"))
+        if plan.fixed_costs_bytes:
+            rows.append(("outside the pool", f"{_gib(plan.fixed_costs_bytes)} of request table and graph buffers a GPU"))
+    width = max(len(label) for label, _ in rows)
+    return [f"{label:<{width}}  {value}" for label, value in rows]
+
+
+def _pool(plan: Plan) -> str:
+    local = "" if plan.local_kv_tokens is None else f", {plan.local_kv_tokens:,} local"
+    span = "" if plan.exact else f" ({plan.kv_cache_tokens_low:,} to {plan.kv_cache_tokens_high:,})"
+    return f"{plan.kv_cache_tokens:,} tokens{local}{span}"
+
+
+def _uncapped(plan: Plan) -> str:
+    if plan.pool_ceiling_tokens <= plan.max_request_tokens:
+        return ""
+    return f" (the pool alone would hold one of {plan.pool_ceiling_tokens:,})"
+
+
+def _explanation(plan: Plan) -> list[str]:
+    width = max((len(x.label) for x in plan.steps), default=0)
+    return ["", *(f"  {x.label:<{width}}  {x.value:>18}  {x.how}{'' if x.exact else '  [estimate]'}" for x in plan.steps)]
+
+
+def _verdict(plan: Plan, nearest: Sequence[tuple[str, Plan]]) -> list[str]:
+    lines = ["", *(f"{f.severity.upper()}  {f.found} | required: {f.required} | fix: {f.fix}" for f in plan.findings)]
+    lines.append("FITS" if plan.fits else "DOES NOT FIT")
+    if nearest:
+        lines.append("nearest plans that fit:")
+        lines += [f"  {change}: {p.max_concurrency:.2f}x at {p.settings.context_tokens:,} tokens" for change, p in nearest]
+    elif not plan.fits:
+        lines.append("no single or double change of this plan fits; use more or larger GPUs")
+    return lines
+
+
+def _longest(model: ModelArchitecture, gpu: Gpu, settings: PlanSettings, args: argparse.Namespace, gpus: int) -> int:
+    longest = max_context(model, gpu, settings, host_gpus=gpus, concurrency=settings.concurrency)
+    if not longest:
+        refusals = [f for f in check_plan(model, gpu, settings, host_gpus=gpus) if f.severity == "refuse"]
+        why = refusals[0].found if refusals else "no context holds"
+        print(json.dumps({"max_context_tokens": 0, "reason": why}) if args.json else f"no context holds: {why}")
+        return 1
+    plan = plan_capacity(model, gpu, replace(settings, context_tokens=longest), host_gpus=gpus)
+    if args.json:
+        print(json.dumps({"max_context_tokens": longest, "plan": plan_to_json(plan)}, indent=1))
+        return 0 if plan.fits else 1
+    capped = " (all of the model's positions)" if longest == model.max_positions else ""
+    print(f"largest context that holds {settings.concurrency} request(s): {longest:,} tokens{capped}")
+    print("\n".join(_table(plan)))
+    print("\n".join(_verdict(plan, ())))
+    return 0 if plan.fits else 1
+
+
+def _sweep(model: ModelArchitecture, settings: PlanSettings, args: argparse.Namespace, gpus: int) -> int:
+    """One row a GPU and KV dtype: KV memory, the largest context, and the concurrency at each context."""
+    names = [args.gpu] if args.gpu else [name for name, gpu in GPUS.items() if gpu.vendor != "cpu"]
+    contexts = [c for c in SWEEP_CONTEXTS if model.max_positions is None or c <= model.max_positions]
+    if args.context is not None and args.context not in contexts:
+        contexts = sorted({*contexts, args.context})
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        gpu = get_gpu(name, memory_gib=args.gpu_memory_gib, bandwidth_gb_per_s=args.gpu_bandwidth_gb_s)
+        for dtype in ("bf16", "fp8") if settings.kv_dtype == "auto" else (settings.kv_dtype,):
+            if dtype == "fp8" and not gpu.has_fp8:
+                continue
+            wanted = replace(settings, kv_dtype=dtype)
+            plans = {c: plan_capacity(model, gpu, replace(wanted, context_tokens=c), host_gpus=gpus) for c in contexts}
+            any_plan = plans[contexts[0]]
+            rows.append(
+                {
+                    "gpu": gpu.name,
+                    "gpu_memory_gib": gpu.memory_gib,
+                    "kv_dtype": dtype,
+                    "weights_gib_per_gpu": any_plan.weights_bytes / GIB,
+                    "available_kv_gib_per_gpu": any_plan.available_kv_bytes / GIB,
+                    "max_context_tokens": max_context(model, gpu, wanted, host_gpus=gpus),
+                    "concurrency": {c: p.max_concurrency if p.kv_cache_tokens else 0.0 for c, p in plans.items()},
+                }
+            )
+    if args.json:
+        print(json.dumps({"gpus": gpus, "contexts": contexts, "rows": rows}, indent=1))
+        return 0
+    s = settings
+    print(f"{model.name} on {gpus} GPUs, TP{s.tensor_parallel} x PP{s.pipeline_parallel}, {s.engine} {s.release}, ", end="")
+    print(f"hybrid KV: {s.hybrid_kv}")
+    print("KV memory is estimated; concurrency counts requests of the whole context at once, for all GPUs together")
+    head = f"{'GPU':<18} {'memory':>7} {'KV':>5} {'KV GiB':>7} {'max context':>12}"
+    print(head + "".join(f" {_short(c):>8}" for c in contexts))
+    for row in rows:
+        line = f"{row['gpu']:<18} {row['gpu_memory_gib']:>7.0f} {row['kv_dtype']:>5} {row['available_kv_gib_per_gpu']:>7.1f}"
+        line += f" {row['max_context_tokens']:>12,}"
+        print(line + "".join(f" {row['concurrency'][c]:>7.2f}x" if row["concurrency"][c] else f" {'-':>8}" for c in contexts))
+    return 0
+
+
+def _short(tokens: int) -> str:
+    return f"{tokens // 1_048_576}M" if tokens % 1_048_576 == 0 else f"{tokens // 1024}K"
