@@ -2,8 +2,9 @@
 
 The rule, for one figure of one point (A is the baseline, B is judged against it):
 
-- sigma of one side comes from the spread of its requests: up to 12 of them from the range, (max - min) / d2(n), the control
-  chart's estimate; above that from (p90 - p50) / 1.2816, the normal quantile.
+- sigma of one side comes from the spread of its requests: up to 6 of them from the range, (max - min) / d2(n), the control
+  chart's estimate; above that it is p90 - p50, which is 1.28 sigma of a normal spread and wide enough for the flat one of
+  requests that queue.
 - The standard error of a median is 1.2533 sigma / sqrt(n) (normal, large n; a little too wide for a small n).
 - noise = t * sqrt(error_A^2 + error_B^2), with Student's t for 95 % and n_A + n_B - 2 degrees of freedom, and never less than
   3 % of the larger median (clocks and temperature drift between runs), 10 % with several requests at once (they share
@@ -50,7 +51,7 @@ from .svg import esc
 from .tables import align, fit
 
 # Mean range of n normal values over their sigma.
-_D2 = (1.128, 1.693, 2.059, 2.326, 2.534, 2.704, 2.847, 2.970, 3.078, 3.173, 3.258)
+_D2 = (1.128, 1.693, 2.059, 2.326, 2.534)
 # Two-sided 95 % points of Student's t by degrees of freedom.
 _T95 = ((2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (6, 2.447), (7, 2.365), (8, 2.306), (9, 2.262), (10, 2.228), (12, 2.179))
 _T95_MORE = ((15, 2.131), (20, 2.086), (30, 2.042), (60, 2.000), (120, 1.980))
@@ -94,6 +95,11 @@ class PointComparison:
     refused: str | None = None
 
     @property
+    def told(self) -> tuple[Change, ...]:
+        """The changes to count and to name: at one request at a time the prefill rate is TTFT said again."""
+        return tuple(c for c in self.changes if not c.is_rate)
+
+    @property
     def lost(self) -> bool:
         """The point PASSed in A, was run in B and did not PASS there."""
         return (
@@ -129,7 +135,7 @@ class Comparison:
             name = point_name(point.b) if point.b else ""
             if point.lost and point.b is not None:
                 out.append(f"{name}: PASS became {point.b.verdict.value}")
-            out += [f"{name}: {c.metric} {change_text(c)}" for c in point.changes if c.regression]
+            out += [f"{name}: {c.metric} {change_text(c)}" for c in point.told if c.regression]
         if self.recall is not None and self.recall.regression:
             out.append(f"needle recall fell from {percent(self.recall.a)} to {percent(self.recall.b)}")
         return tuple(out)
@@ -137,7 +143,7 @@ class Comparison:
     @property
     def improvements(self) -> tuple[str, ...]:
         """Every figure that is faster beyond noise, as a sentence."""
-        better = [(p, c) for p in self.points for c in p.changes if c.beyond and c.direction == "faster"]
+        better = [(p, c) for p in self.points for c in p.told if c.beyond and c.direction == "faster"]
         return tuple(f"{point_name(p.b)}: {c.metric} {change_text(c)}" for p, c in better if p.b is not None)
 
 
@@ -150,7 +156,7 @@ def sigma(stats: Stats) -> float | None:
         return None
     if stats.n <= len(_D2) + 1:
         return max(0.0, top - low) / _D2[stats.n - 2]
-    return max(0.0, high - middle) / 1.2816
+    return max(0.0, high - middle)
 
 
 def student_t(degrees: int) -> float:
@@ -337,7 +343,7 @@ def _who(run: RunResult) -> str:
 
 def _conclusion(comparison: Comparison) -> list[str]:
     """The result in sentences, for every renderer."""
-    judged = [c for p in comparison.points for c in p.changes if c.beyond is not None]
+    judged = [c for p in comparison.points for c in p.told if c.beyond is not None]
     beyond = [c for c in judged if c.beyond]
     slower = sum(c.direction == "slower" for c in beyond)
     out = [

@@ -101,8 +101,8 @@ svg .struck{text-decoration:line-through;fill:var(--invalid)}
 table{border-collapse:separate;border-spacing:0;width:100%;font-size:13.5px;line-height:1.4;overflow-wrap:normal}
 th{font-weight:600;color:var(--muted);font-size:12.5px;text-align:left;vertical-align:bottom;padding:0;
 border-bottom:1px solid var(--rule)}
-th>button,th>span{display:block;width:100%;font:inherit;color:inherit;background:none;border:0;text-align:inherit;
-padding:6px 8px 7px}
+th>button{font:inherit;color:inherit;background:none;border:0;text-align:inherit;
+padding:6px 7px 7px}
 th>button{cursor:pointer}th>button:hover{color:var(--ink)}th>button:focus-visible{outline:2px solid var(--k0);
 outline-offset:-2px;border-radius:4px}
 th>button{position:relative}th>button:after{position:absolute;right:9px;bottom:-3px;font-size:8px;line-height:1;
@@ -110,7 +110,7 @@ content:""}
 th[aria-sort]{color:var(--ink)}th>button:hover:after{content:"\\25B2";opacity:.4}
 th[aria-sort=ascending]>button:after{content:"\\25B2";opacity:.9}
 th[aria-sort=descending]>button:after{content:"\\25BC";opacity:.9}
-td{padding:7px 8px;border-bottom:1px solid var(--rule);vertical-align:top;white-space:nowrap}
+td{padding:7px 7px;border-bottom:1px solid var(--rule);vertical-align:top;white-space:nowrap}
 td:first-child,th:first-child>button{padding-left:0}td:last-child,th:last-child>button{padding-right:0}
 tbody tr:last-child td{border-bottom:0}tbody tr:hover td{background:var(--soft)}
 .num{text-align:right;white-space:nowrap}td.t{white-space:normal;min-width:130px}
