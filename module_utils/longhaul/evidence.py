@@ -5,6 +5,7 @@ A server's own log is never a source: vLLM books a whole prompt at its first tok
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ def parse_counters(page: bytes, names: MetricNames, unix_s: float | None = None)
             value = float(match[2])
         except ValueError:
             continue
-        if value != value:  # NaN: a gauge that was never set
+        if math.isnan(value):  # a gauge that was never set
             continue
         sums[name] = sums.get(name, 0.0) + value
         peaks[name] = max(peaks.get(name, value), value)
@@ -78,7 +79,14 @@ def parse_server_info(answer: Any) -> dict[str, Any]:
     """SGLang's ``/server_info`` -> the figures that matter: version, pool sizes, context. Missing ones are left out."""
     if not isinstance(answer, Mapping):
         return {}
-    wanted = ("version", "max_total_num_tokens", "context_length", "max_running_requests", "chunked_prefill_size", "disable_radix_cache")
+    wanted = (
+        "version",
+        "max_total_num_tokens",
+        "context_length",
+        "max_running_requests",
+        "chunked_prefill_size",
+        "disable_radix_cache",
+    )
     return {key: answer[key] for key in wanted if answer.get(key) is not None}
 
 
@@ -101,7 +109,14 @@ def delta(before: Counters | None, after: Counters | None) -> Delta | None:
         return None
     moved: dict[str, float | None] = {}
     restarted = False
-    for key in ("prompt_tokens", "generation_tokens", "cache_queries_tokens", "cache_hits_tokens", "preemptions", "requests_finished"):
+    for key in (
+        "prompt_tokens",
+        "generation_tokens",
+        "cache_queries_tokens",
+        "cache_hits_tokens",
+        "preemptions",
+        "requests_finished",
+    ):
         a, b = getattr(before, key), getattr(after, key)
         moved[key] = None if b is None else b - (a or 0.0)
         if a is not None and b is not None and b < a - 0.5:

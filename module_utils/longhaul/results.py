@@ -67,7 +67,8 @@ class RequestRecord:
     """One request, as written to ``requests.jsonl`` the moment it ends.
 
     ``ttft_s`` = first token - ``sent`` (the first byte of the request leaving); ``build_s``, ``connect_s`` and
-    ``upload_s`` are the client's own time. ``itl_s`` holds every gap between token events.
+    ``upload_s`` are the client's own time. ``itl_s`` holds every gap between token events. ``shared_prefix_tokens``: tokens
+    before the nonce (a chat template's head), the only ones a prefix cache may rightly hold.
     """
 
     point_id: str
@@ -98,6 +99,7 @@ class RequestRecord:
     text: str = ""
     needles: tuple[NeedleAnswer, ...] = ()
     client_lag_s: float | None = None
+    shared_prefix_tokens: int = 0
 
 
 @dataclass(frozen=True)

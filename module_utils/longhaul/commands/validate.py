@@ -1,0 +1,217 @@
+"""``longhaul validate``: prove what a running server holds, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from ..architecture import ModelArchitecture, load_architecture
+from ..errors import UserError
+from ..hardware import Gpu, get_gpu
+from ..needles import DEFAULT_DEPTHS, KINDS
+from ..results import EXIT_CODES, RunResult
+from ..validate import NeedleSettings, Point, Progress, ValidateConfig, validate
+from ..verdict import Limits
+
+NAME = "validate"
+HELP = "prove what a running server holds: exact, cold, within physics"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags; the ladder is the product of --ladder and --concurrency."""
+    add = parser.add_argument
+    add("--url", required=True, help="http://HOST:PORT of the server")
+    add("--engine", required=True, help="vllm or sglang")
+    add("--engine-version", help="where the server does not say it")
+    add("--model", help="served name (default: the first of /v1/models)")
+    add("--ladder", required=True, help="input lengths in tokens, comma separated: 1000,8000,100000")
+    add("--output-length", type=int, default=200, help="tokens to generate per request (default 200)")
+    add("--concurrency", default="1", help="requests in flight, comma separated (default 1)")
+    add("--context", type=int, help="served context; a point that exceeds it is refused")
+    add("--tokenizer", type=Path, help="folder with the model's tokenizer.json")
+    add("--vocab-size", type=int, help="without a tokenizer: random ids below this")
+    add("--corpus-cache", type=Path, help="where tokenized corpora are kept")
+    add("--corpus", type=Path, help="text to cut prompts from (plain or .gz; default: generated)")
+    add("--seed", type=int, help="the same seed gives the same prompts (default: drawn, and recorded)")
+    add("--repeats", type=int, default=1, help="rounds per point, each with fresh prompts")
+    add("--no-warmup", action="store_true", help="no untimed request first")
+    add("--warm", action="store_true", help="measure the prefix cache on purpose: each prompt is sent once before it is timed")
+    add("--text", action="store_true", help="send chat messages instead of token ids (gateways)")
+    add("--api-key-file", type=Path, help="file that holds the key (or the environment's LONGHAUL_API_KEY)")
+    add("--slo-ttft", type=float, help="limit for the p90 of TTFT, seconds")
+    add("--slo-tpot", type=float, help="limit for the p90 of TPOT, seconds")
+    add("--slo-itl", type=float, help="limit for the p90 of gaps between tokens, seconds")
+    add("--slo-e2e", type=float, help="limit for the p90 of the whole request, seconds")
+    add("--tolerance", type=float, default=0.25, help="how far repeats may be apart: (max - min) / median (default 0.25)")
+    add("--budget", type=float, help="seconds for the whole ladder; points that do not fit are listed as not run")
+    add("--model-config", type=Path, help="the model's config.json or folder, for the physical floor")
+    add("--gpu", help="GPU name, for the physical floor (h200, h100, ...), or 'cpu': calibrate this machine")
+    add("--gpus", type=int, default=1, help="how many of them serve one copy of the model")
+    add("--weights-dtype", help="dtype of the weights as served (bf16, fp8, ...)")
+    add("--kv-dtype", default="auto", help="dtype of the KV cache")
+    add("--kv-cache-tokens", type=int, help="size of the server's KV pool, for what will queue")
+    add("--needles", action="store_true", help="plant facts in every prompt and ask for them")
+    add("--needle-kinds", default="multi", help="single, multi, multi_hop; comma separated (default multi)")
+    add("--needle-depths", default=",".join(f"{d:g}" for d in DEFAULT_DEPTHS), help="0 = start of the text, 1 = its end")
+    add("--needle-recall", type=float, help="least share of needles to be found, 0..1")
+    add("--dummy-weights", action="store_true", help="the weights are random: needles are not applicable")
+    add("--baseline", type=Path, help="run.json (or its folder) of an earlier run: slower beyond noise is FAIL")
+    add("--no-cache-salt", action="store_true", help="do not isolate this run from earlier prompts with a cache salt")
+    add("--no-flush", action="store_true", help="do not empty the prefix cache before each point")
+    add("--proxy", help="http://HOST:PORT to go through; the environment's proxies are never used")
+    add("--host-name", help="name of the host in the results (default: from the url)")
+    add("--run-id", help="name of the run (default: UTC time)")
+    add("--out", type=Path, required=True, help="folder for requests.jsonl and run.json")
+    add("--quiet", action="store_true", help="no progress lines")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run and return the verdict's exit code: 0 PASS, 1 FAIL, 3 INVALID, 4 INCONCLUSIVE."""
+    config = config_from(args)
+    result = validate(config, _silent if args.quiet else _Lines())
+    print(summary(result))
+    return EXIT_CODES[result.verdict]
+
+
+def config_from(args: argparse.Namespace) -> ValidateConfig:
+    """Flags -> ValidateConfig; UserError for what cannot be right."""
+    lengths = _integers(args.ladder, "--ladder")
+    points = tuple(Point(n, args.output_length, c) for c in _integers(args.concurrency, "--concurrency") for n in lengths)
+    architecture: ModelArchitecture | None = load_architecture(args.model_config) if args.model_config else None
+    hardware: tuple[Gpu, int] | None = None
+    if args.gpu and args.gpu != "cpu":
+        hardware = (get_gpu(args.gpu), args.gpus)
+    if args.gpu and architecture is None:
+        raise UserError("--gpu without --model-config", "both, for the physical floor", "pass the model's config.json")
+    kinds = tuple(k.strip() for k in args.needle_kinds.split(",") if k.strip())
+    unknown = [k for k in kinds if k not in KINDS]
+    if unknown:
+        raise UserError(f"needle kind {unknown[0]!r}", "one of " + ", ".join(KINDS), "correct --needle-kinds")
+    return ValidateConfig(
+        url=args.url,
+        engine=args.engine,
+        engine_version=args.engine_version,
+        model=args.model,
+        host=args.host_name or args.url.split("://")[-1].split("/")[0],
+        out_dir=args.out,
+        run_id=args.run_id or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()),
+        points=points,
+        context_tokens=args.context,
+        tokenizer_dir=args.tokenizer,
+        vocab_size=args.vocab_size,
+        corpus_dir=args.corpus_cache,
+        corpus_source=args.corpus,
+        seed=args.seed,
+        repeats=args.repeats,
+        warmup=not args.no_warmup,
+        mode="warm" if args.warm else "cold",
+        transport="text" if args.text else "ids",
+        api_key=_api_key(args.api_key_file),
+        limits=Limits(
+            ttft_s=args.slo_ttft,
+            tpot_s=args.slo_tpot,
+            itl_s=args.slo_itl,
+            e2e_s=args.slo_e2e,
+            needle_recall=args.needle_recall,
+            tolerance=args.tolerance,
+        ),
+        budget_s=args.budget,
+        architecture=architecture,
+        hardware=hardware,
+        calibrate=args.gpu == "cpu",
+        weights_dtype=args.weights_dtype,
+        kv_dtype=args.kv_dtype,
+        kv_cache_tokens=args.kv_cache_tokens,
+        needles=NeedleSettings(
+            enabled=args.needles or args.needle_recall is not None,
+            kinds=kinds,  # type: ignore[arg-type]
+            depths=tuple(_floats(args.needle_depths, "--needle-depths")),
+            dummy_weights=args.dummy_weights,
+        ),
+        baseline=_baseline(args.baseline),
+        cache_salt=not args.no_cache_salt,
+        flush=not args.no_flush,
+        proxy=args.proxy,
+    )
+
+
+def _integers(text: str, flag: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part.replace("_", "")) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UserError(f"{flag} {text!r}", "whole numbers, comma separated (no 8M or 8m)", f"correct {flag}") from None
+
+
+def _floats(text: str, flag: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UserError(f"{flag} {text!r}", "numbers, comma separated", f"correct {flag}") from None
+
+
+def _api_key(path: Path | None) -> str | None:
+    if path is None:
+        return os.environ.get("LONGHAUL_API_KEY") or None
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except OSError as exc:
+        raise UserError(f"key file {path} ({exc.strerror})", "a readable file with the key", "correct --api-key-file") from exc
+    if not key:
+        raise UserError(f"key file {path} is empty", "a file with the key", "correct --api-key-file")
+    return key
+
+
+def _baseline(path: Path | None) -> Path | None:
+    return path / "run.json" if path is not None and path.is_dir() else path
+
+
+def _silent(_: Progress) -> None:
+    pass
+
+
+class _Lines:
+    """Progress for a person: a line per event on a pipe; on a terminal, running events overwrite one another."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._open = False
+
+    def __call__(self, step: Progress) -> None:
+        left = f", about {step.left_s:.0f} s left" if step.left_s else ""
+        usage = f", KV {100 * step.kv_usage:.0f}%" if step.kv_usage is not None else ""
+        name = f" {step.point_id}" if step.point_id else ""
+        line = f"[{step.elapsed_s:7.1f} s] {step.stage}{name}: {step.message}{usage}{left}"
+        if self._terminal and step.stage == "running":
+            width = 24
+            filled = width * step.done // max(1, step.total)
+            sys.stderr.write(f"\r\x1b[2K[{'#' * filled}{'.' * (width - filled)}] {line[:110]}")
+            self._open = True
+        else:
+            sys.stderr.write(("\r\x1b[2K" if self._open else "") + line + "\n")
+            self._open = False
+        sys.stderr.flush()
+
+
+def summary(result: RunResult) -> str:
+    """A few plain lines: each point, then the verdict and its reasons."""
+    lines = [f"{'point':<28}{'verdict':<14}{'cache':<9}{'TTFT p50':>10}{'TPOT p50':>10}{'floor x':>9}{'tok/s':>11}"]
+    for point in result.points:
+        ttft = f"{point.ttft_s.p50:.3f} s" if point.ttft_s else "-"
+        tpot = f"{1000 * point.tpot_s.p50:.1f} ms" if point.tpot_s else "-"
+        ratio = f"{point.physics.ratio:.1f}" if point.physics else "-"
+        rate = f"{point.prefill_tokens_per_s.p50:,.0f}" if point.prefill_tokens_per_s else "-"
+        lines.append(
+            f"{point.point_id:<28}{point.verdict.value:<14}{point.cache_state:<9}{ttft:>10}{tpot:>10}{ratio:>9}{rate:>11}"
+        )
+    if result.mode == "warm":
+        lines.append("warm mode: these figures measure the prefix cache, not the prefill")
+    if result.needle_recall is not None:
+        lines.append(f"needles: {100 * result.needle_recall:.0f}% found")
+    if result.needle_note:
+        lines.append(f"needles: {result.needle_note}")
+    lines.append(f"verdict: {result.verdict.value}")
+    lines += [f"  {r.verdict.value} {r.code}: {r.text}" for r in result.reasons]
+    return "\n".join(lines)
