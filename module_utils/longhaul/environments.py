@@ -60,13 +60,21 @@ def requirements_lock(requirements: Sequence[str]) -> Lock:
 
 def python_version(path: str) -> tuple[int, int] | None:
     """(major, minor) of an interpreter that really runs and can make environments; ``None`` otherwise (shims often fail)."""
-    program = "import sys, venv, ensurepip; print(*sys.version_info[:2])"
+    found = _probe(path)
+    return found[0] if found else None
+
+
+def _probe(path: str) -> tuple[tuple[int, int], str] | None:
+    # The base executable: an environment made from an environment would die with it.
+    program = "import sys, venv, ensurepip; print(*sys.version_info[:2], getattr(sys, '_base_executable', sys.executable))"
     try:
         found = subprocess.run([path, "-c", program], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    words = found.stdout.split()
-    return (int(words[0]), int(words[1])) if found.returncode == 0 and len(words) == 2 else None
+    words = found.stdout.split(maxsplit=2)
+    if found.returncode != 0 or len(words) != 3:
+        return None
+    return (int(words[0]), int(words[1])), words[2].strip()
 
 
 def find_python(candidates: Sequence[str], exact: tuple[int, int] | None, least: tuple[int, int] = (3, 10)) -> str:
@@ -76,10 +84,11 @@ def find_python(candidates: Sequence[str], exact: tuple[int, int] | None, least:
         path = name if name.startswith("/") else shutil.which(name)
         if path is None:
             continue
-        version = python_version(path)
+        probed = _probe(path)
+        version = probed[0] if probed else None
         tried.append(f"{path} ({'.'.join(map(str, version)) if version else 'does not run, or lacks venv'})")
         if version is not None and (version == exact if exact else version >= least):
-            return path
+            return probed[1] if probed else path
     need = f"Python {exact[0]}.{exact[1]}" if exact else f"Python {least[0]}.{least[1]} or newer"
     raise UserError(
         "; ".join(tried) or "no Python among " + ", ".join(candidates),

@@ -1,9 +1,9 @@
-"""The proof as facts: one JSON file an endpoint in Ansible's facts.d, with what is deployed, planned, measured, and the verdict."""
+"""The proof as facts: one JSON file an endpoint in Ansible's facts.d: deployed, planned, measured, verdict."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .files import read_json, to_json, write_atomic
@@ -11,7 +11,6 @@ from .layout import Layout
 from .results import RunResult, to_jsonable
 
 FACTS_SCHEMA = 1
-SECTIONS = ("deployed", "planned", "measured", "verdict")
 
 
 def deployed_section(spec: Mapping[str, Any], started: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -28,6 +27,41 @@ def deployed_section(spec: Mapping[str, Any], started: Mapping[str, Any] | None 
         "url": spec["url"],
         **({"start": dict(started)} if started else {}),
     }
+
+
+def deployed_facts(
+    before: Mapping[str, Any],
+    spec: Mapping[str, Any],
+    started: Mapping[str, Any] | None,
+    planned: Mapping[str, Any] | None = None,
+    drift: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Facts after a deployment. ``started``: the watcher's result; one that saw no start keeps what is known of the last.
+
+    A verdict and figures that belong to another spec go: nobody has proven this one yet.
+    """
+    old = before.get("deployed") or {}
+    same = old.get("spec_id") == spec["spec_id"]
+    phases = (started or {}).get("phases") or []
+    saw_start = bool((started or {}).get("ready")) and len(phases) > 2
+    if started and (saw_start or not same):
+        start: Mapping[str, Any] | None = {
+            "elapsed_s": round(float(started.get("elapsed_s") or 0.0), 1),
+            "phases": phases,
+            "capacity": started.get("capacity"),
+        }
+    else:
+        start = old.get("start") if same else None
+    after = dict(before)
+    if not same:
+        for section in ("planned", "capacity", "measured", "verdict"):
+            after.pop(section, None)
+    after["deployed"] = deployed_section(spec, start)
+    if planned is not None:
+        after["planned"] = dict(planned)
+    if drift is not None:
+        after["capacity"] = dict(drift)
+    return after
 
 
 def verdict_section(run: RunResult) -> dict[str, Any]:
@@ -74,15 +108,12 @@ def measured_section(run: RunResult) -> dict[str, Any]:
     }
 
 
-def update_facts(where: Layout, sections: Mapping[str, Any], *, dry_run: bool = False) -> tuple[bool, dict[str, Any]]:
-    """Replace the given sections, keep the others. Returns (changed, all facts). ``None`` removes a section."""
+def update_facts(
+    where: Layout, change: Callable[[Mapping[str, Any]], Mapping[str, Any]], *, dry_run: bool = False
+) -> tuple[bool, dict[str, Any]]:
+    """Apply ``change`` to the facts on disk. Returns (changed, all facts now)."""
     before = read_json(where.facts_file) or {}
-    after = {**before, "schema": FACTS_SCHEMA}
-    for name, value in sections.items():
-        if value is None:
-            after.pop(name, None)
-        else:
-            after[name] = value
+    after = {**change(before), "schema": FACTS_SCHEMA}
     changed = after != before
     if changed and not dry_run:
         write_atomic(where.facts_file, to_json(after))

@@ -112,9 +112,10 @@ def store_bundled(
     program = (
         "import sys, warnings; sys.path.append(sys.argv[1]); warnings.simplefilter('ignore')\n"
         "import torch\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig\n"
         "folder, name, out = sys.argv[2:5]\n"
-        "model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16,\n"
+        "    quantization_config=GgufConfig(dequantize=True))\n"
         "model.save_pretrained(out)\n"
         "AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)\n"
     )

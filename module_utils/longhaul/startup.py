@@ -21,6 +21,8 @@ POLL_S = 0.5
 HEARTBEAT_S = 15.0
 # Proxies of the environment must not see loopback traffic.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+# Process, level, time and source file of a log line: the message is what tells.
+_PREFIX = re.compile(r"^(\(.*?pid=\d+\)\s*)?([A-Z]+ [\d:. -]+ (\[[^\]]+\])?|\[[^\]]*\])\s*")
 _NOISE = re.compile(r"^\s*$|\x1b\[[0-9;]*m")
 
 
@@ -125,8 +127,10 @@ def watch_start(
             if phase is not None and phase is not current:
                 current = phase
                 phases.append((phase.value, round(clock() - began, 1)))
-                say(f"{phase.value} ({clock() - began:.0f} s)")
-                spoken = clock()
+                # The log's word for readiness comes before the server answers: said once, when it does.
+                if phase is not Phase.READY:
+                    say(f"{phase.value} ({clock() - began:.0f} s)")
+                    spoken = clock()
 
     say(f"{current.value} (0 s)")
     phases.append((current.value, 0.0))
@@ -149,7 +153,8 @@ def watch_start(
             why = diagnose(lines, adapter) or _unnamed(lines, current, f"not ready after {timeout_s:.0f} s")
             return StartOutcome(False, elapsed, tuple(phases), None, (), why, False, _tail(lines))
         if clock() - spoken >= HEARTBEAT_S:
-            say(f"{current.value} ({elapsed:.0f} s)" + (f": {_tail(lines, 1)[0][:100]}" if _tail(lines, 1) else ""))
+            last = _tail(lines, 1)
+            say(f"{current.value} ({elapsed:.0f} s)" + (f": {_PREFIX.sub('', last[0]).strip()[:90]}" if last else ""))
             spoken = clock()
         sleep(POLL_S)
 

@@ -74,7 +74,7 @@ logfile_backups = 3
 pidfile = {base}/supervisord.pid
 childlogdir = {base}
 nocleanup = true
-minfds = 65536
+minfds = 1024
 silent = true
 
 [unix_http_server]
@@ -152,7 +152,7 @@ class Supervisor:
             k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME")
         }
         # An own session, so that it outlives the SSH connection (or the async job) that started it.
-        subprocess.run(
+        begun = subprocess.run(
             [str(binary), "-c", str(config)],
             env=environment,
             cwd="/",
@@ -163,6 +163,15 @@ class Supervisor:
             check=False,
             timeout=timeout_s,
         )
+        if begun.returncode != 0:
+            # It says why on the terminal only, so ask again in the foreground; a bad configuration ends at once.
+            why = subprocess.run(
+                [str(binary), "-n", "-c", str(config)], env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=5
+            )
+            text = (why.stderr or why.stdout).strip().splitlines()
+            raise UserError(
+                f"supervisord does not start: {text[0] if text else 'no output'}", "a supervisord that starts", f"see {config}"
+            )
         self._wait(self.running, timeout_s, "supervisord does not answer", f"see {self.where.supervisor / 'supervisord.log'}")
         return True
 

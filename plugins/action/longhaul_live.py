@@ -92,38 +92,30 @@ class LiveAction(ActionBase):
                 heard = time.monotonic()
             if done or time.monotonic() - heard > SILENCE_S:
                 heard = time.monotonic()
-                status = self._job(started["ansible_job_id"], task_vars)
-                if status.get("finished"):
-                    return status
+                result = self._collect(started["ansible_job_id"], task_vars)
+                if result is not None:
+                    return result
 
-    def _job(self, job: str, task_vars: dict[str, Any]) -> dict[str, Any]:
-        for _ in range(50):
-            status: dict[str, Any] = self._execute_module(
-                module_name="ansible.legacy.async_status",
-                module_args={"jid": job, "_async_dir": self.get_shell_option("async_dir", default="~/.ansible_async")},
-                task_vars=task_vars,
-            )
-            if status.get("finished"):
-                self._execute_module(
-                    module_name="ansible.legacy.async_status",
-                    module_args={
-                        "jid": job,
-                        "mode": "cleanup",
-                        "_async_dir": self.get_shell_option("async_dir", default="~/.ansible_async"),
-                    },
-                    task_vars=task_vars,
-                )
-                for key in ("ansible_job_id", "finished", "started", "results_file", "_async_dir"):
-                    status.pop(key, None)
-                return status
-            if status.get("failed") and "started" not in status:
-                return {**status, "finished": 1, "msg": f"the job vanished from the host: {json.dumps(status)[:300]}"}
-            if not status.get("started"):
-                return status
-            time.sleep(0.2)
-            if not status.get("finished"):
-                # Announced done, its result file is being written; or merely silent: go on following.
-                return status
+    def _collect(self, job: str, task_vars: dict[str, Any]) -> dict[str, Any] | None:
+        """The job's result, or None while it runs."""
+        status = self._async_status(job, "status", task_vars)
+        if not status.get("finished"):
+            # An answer without "started" is about a job that the host does not know (any more).
+            if status.get("started"):
+                return None
+            return {"failed": True, "msg": f"the job vanished from the host: {status.get('msg', json.dumps(status)[:300])}"}
+        self._async_status(job, "cleanup", task_vars)
+        for key in ("ansible_job_id", "finished", "started", "results_file", "_async_dir"):
+            status.pop(key, None)
+        return status
+
+    def _async_status(self, job: str, mode: str, task_vars: dict[str, Any]) -> dict[str, Any]:
+        folder = self.get_shell_option("async_dir", default="~/.ansible_async")
+        status: dict[str, Any] = self._execute_module(
+            module_name="ansible.legacy.async_status",
+            module_args={"jid": job, "mode": mode, "_async_dir": folder},
+            task_vars=task_vars,
+        )
         return status
 
 

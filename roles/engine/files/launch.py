@@ -6,6 +6,7 @@ Secrets are read from their files here, at the last moment, so that none stands 
 
 import json
 import os
+import resource
 import sys
 
 # What the supervisor itself needs is no business of the engine's.
@@ -22,6 +23,11 @@ def main(path: str) -> None:
             environment[name] = file.read().strip()
     # Compilers and helpers of the engine's own environment come first.
     environment["PATH"] = os.path.dirname(spec["argv"][0]) + os.pathsep + environment.get("PATH", os.defpath)
+    # Hundreds of streams and sharded files need more than the usual 1,024 descriptors.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(65536, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     print(f"longhaul: starting spec {spec['spec_id']}: {spec['engine']} {spec['version']}", flush=True)
     os.execve(spec["argv"][0], spec["argv"], environment)
 
