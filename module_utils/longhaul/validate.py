@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import platform
 import re
@@ -415,8 +416,8 @@ class _Run:
             )
             self.say(
                 "plan",
-                f"{point.input_tokens:,} in, {point.output_tokens:,} out, {point.concurrency} in flight, {self._repeats(point)}x: "
-                f"about {_seconds(expected.total_s)} ({expected.basis}){note}",
+                f"{point.input_tokens:,} in, {point.output_tokens:,} out, {point.concurrency} in flight, "
+                f"{self._repeats(point)}x: about {_seconds(expected.total_s)} ({expected.basis}){note}",
                 point_id=point.id,
                 left_s=expected.total_s,
                 done=number,
@@ -454,7 +455,7 @@ class _Run:
             prompt_start=prompt.start,
             nonce=prompt.nonce,
             shared_prefix_tokens=prompt.shared_prefix_tokens,
-            judge=(lambda text, plan=plan: answers(plan, text)) if plan is not None else None,
+            judge=functools.partial(answers, plan) if plan is not None else None,
         )
 
     def _timeouts(self, point: Point) -> Timeouts:

@@ -183,7 +183,8 @@ def _company(evidence: PointEvidence) -> list[Reason]:
     if others is not None and others.foreign:
         text = (
             f"someone else used the server: {others.foreign_prompt_tokens:,.0f} prompt and "
-            f"{others.foreign_output_tokens:,.0f} output tokens beyond ours ({others.ours_prompt_tokens:,} and {others.ours_output_tokens:,})"
+            f"{others.foreign_output_tokens:,.0f} output tokens beyond ours ({others.ours_prompt_tokens:,}, "
+            f"{others.ours_output_tokens:,})"
         )
         reasons.append(_open("foreign_traffic", text))
     elif evidence.foreign_running:

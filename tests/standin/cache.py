@@ -65,7 +65,7 @@ class PrefixCache:
     def cached_tokens(self, prompt: Prompt) -> int:
         """Tokens of the longest cached prefix; like the engines, never the whole prompt (the last token is computed)."""
         total = 0
-        for block, count in zip(prompt.blocks, prompt.tokens_per_block):
+        for block, count in zip(prompt.blocks, prompt.tokens_per_block, strict=True):
             if block not in self.seen:
                 break
             total += count

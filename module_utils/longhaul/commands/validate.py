@@ -127,7 +127,7 @@ def config_from(args: argparse.Namespace) -> ValidateConfig:
         kv_cache_tokens=args.kv_cache_tokens,
         needles=NeedleSettings(
             enabled=args.needles or args.needle_recall is not None,
-            kinds=kinds,  # type: ignore[arg-type]
+            kinds=kinds,
             depths=tuple(_floats(args.needle_depths, "--needle-depths")),
             dummy_weights=args.dummy_weights,
         ),
