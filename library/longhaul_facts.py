@@ -16,6 +16,7 @@ options:
   start: {description: "What M(longhaul_wait) returned; empty keeps what is known of the last start.", type: dict, default: {}}
   planned: {description: "The capacity plan, when there is one.", type: dict}
   drift: {description: "The engine's figures beside the plan.", type: dict}
+  run_file: {description: "run.json of a validation run: its figures and verdict become facts.", type: path}
   state: {description: V(absent) removes the fact file., type: str, choices: [present, absent], default: present}
   progress_file: {description: Set by the action plugin., type: path}
 """
@@ -30,7 +31,10 @@ RETURN = r"""
 path: {description: The fact file., returned: always, type: str}
 """
 
-from ansible.module_utils.longhaul.hostfacts import deployed_facts, update_facts
+from pathlib import Path
+
+from ansible.module_utils.longhaul.hostfacts import deployed_facts, update_facts, validated_facts
+from ansible.module_utils.longhaul.results import load_run
 from ansible.module_utils.longhaul.spec import load_spec
 from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
 
@@ -47,6 +51,10 @@ def work(module, progress):
     spec = load_spec(where)
     if spec is None:
         return {"changed": module.check_mode, "path": str(where.facts_file)}
+    if options["run_file"]:
+        run = load_run(Path(options["run_file"]))
+        changed, facts = update_facts(where, lambda before: validated_facts(before, run), dry_run=module.check_mode)
+        return {"changed": changed, "path": str(where.facts_file), "ansible_facts": {"longhaul": facts}}
     changed, facts = update_facts(
         where,
         lambda before: deployed_facts(before, spec, options["start"], options["planned"], options["drift"]),
@@ -63,6 +71,7 @@ def main():
             "start": {"type": "dict", "default": {}},
             "planned": {"type": "dict"},
             "drift": {"type": "dict"},
+            "run_file": {"type": "path"},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         },
         work,

@@ -108,6 +108,11 @@ def measured_section(run: RunResult) -> dict[str, Any]:
     }
 
 
+def validated_facts(before: Mapping[str, Any], run: RunResult) -> dict[str, Any]:
+    """Facts after a validation run."""
+    return {**before, "measured": measured_section(run), "verdict": verdict_section(run)}
+
+
 def update_facts(
     where: Layout, change: Callable[[Mapping[str, Any]], Mapping[str, Any]], *, dry_run: bool = False
 ) -> tuple[bool, dict[str, Any]]:

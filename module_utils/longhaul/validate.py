@@ -438,7 +438,12 @@ class _Run:
             kind, depths = groups[(repeat * point.concurrency + index) % len(groups)]
             plan = plan_needles(kind, depths, seed=self.seed, key=key)
         prompt = self.factory.prompt(point.input_tokens, seed_key=key, needles=plan)
-        salt = f"{self.salt}-{key}" if self.config.cache_salt and self.config.mode == "cold" else None
+        # Hashed: vLLM takes 128 characters at most, and neither '@' nor '/'.
+        salt = (
+            hashlib.sha256(f"{self.salt}-{key}".encode()).hexdigest()[:32]
+            if self.config.cache_salt and self.config.mode == "cold"
+            else None
+        )
         version = Version.parse(self.server.version) if _is_version(self.server.version) else None
         template = self.adapter.generate_ids(self.server.model, point.output_tokens, cache_salt=salt, version=version)
         return Job(

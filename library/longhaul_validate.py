@@ -1,0 +1,106 @@
+#!/usr/bin/python
+"""Prove that a running engine holds the context it promises."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: longhaul_validate
+short_description: Prove that a running engine holds the context it promises
+description:
+  - Sends a ladder of prompts of exact length as token ids, streams the answers, reads the server's counters before and after,
+    and judges each point PASS, FAIL, INVALID or INCONCLUSIVE.
+  - Every request is on disk the moment it ends (C(requests.jsonl) in O(out_dir)); C(run.json) holds the result.
+  - A verdict other than PASS does not fail the task; the playbook's gate does, after the reports are written.
+  - Reports no change - a measurement is not a change of the host.
+author: [Longhaul]
+options:
+  spec: {description: The endpoint's spec., type: dict, required: true}
+  name: {description: The host's name in the results., type: str, required: true}
+  run_id: {description: Name of the run., type: str, required: true}
+  out_dir: {description: Folder of this run's evidence., type: path, required: true}
+  cache_dir: {description: Where tokenized corpora are kept., type: path, required: true}
+  url: {description: Address of the server; empty means the spec's., type: str, default: ""}
+  api_key_file: {description: File with the API key; by default the one in the spec., type: path}
+  remote: {description: The module runs on another machine than the server., type: bool, default: false}
+  facts_home: {description: "longhaul_home, to write the local facts; without it none are written.", type: path}
+  instance: {description: Name of the endpoint on its host., type: str, default: default}
+  options: {description: "The ladder and everything else (see longhaul.endpoint_test.config_from_options).", type: dict, required: true}
+  progress_file: {description: Set by the action plugin., type: path}
+"""
+
+EXAMPLES = r"""
+- name: Run the ladder
+  longhaul_validate:
+    spec: "{{ deployed.spec }}"
+    name: "{{ inventory_hostname }}"
+    run_id: 20261123T180000Z
+    out_dir: /opt/longhaul/results/20261123T180000Z
+    cache_dir: /opt/longhaul/cache/corpus
+    options: {ladder_tokens: [1000, 8000], concurrency: [1], output_tokens: 200}
+"""
+
+RETURN = r"""
+verdict: {description: "PASS, FAIL, INVALID or INCONCLUSIVE.", returned: always, type: str}
+reasons: {description: Why., returned: always, type: list}
+out_dir: {description: Where the evidence lies., returned: always, type: str}
+"""
+
+from ansible.module_utils.longhaul.endpoint_test import progress_line, run_endpoint_test
+from ansible.module_utils.longhaul.hostfacts import update_facts, validated_facts
+from ansible.module_utils.longhaul.layout import layout
+from ansible.module_utils.longhaul_module import run_module
+
+
+def work(module, progress):
+    """Measure, judge, write the facts."""
+    options = module.params
+    where = layout(options["facts_home"], options["instance"]) if options["facts_home"] else None
+    if module.check_mode:
+        return {"changed": False, "verdict": "INCONCLUSIVE", "reasons": ["check mode sends nothing"], "out_dir": options["out_dir"]}
+    run = run_endpoint_test(
+        options["spec"],
+        options["options"],
+        name=options["name"],
+        run_id=options["run_id"],
+        out_dir=options["out_dir"],
+        cache_dir=options["cache_dir"],
+        url=options["url"] or None,
+        api_key_file=options["api_key_file"],
+        remote=options["remote"],
+        layout=where,
+        on_progress=lambda step: progress.say(progress_line(step)),
+    )
+    result = {
+        "changed": False,
+        "verdict": run.verdict.value,
+        "reasons": [r.text for r in run.reasons],
+        "out_dir": options["out_dir"],
+    }
+    if where is not None:
+        _, facts = update_facts(where, lambda before: validated_facts(before, run))
+        result["ansible_facts"] = {"longhaul": facts}
+    return result
+
+
+def main():
+    """Entry point."""
+    run_module(
+        {
+            "spec": {"type": "dict", "required": True},
+            "name": {"type": "str", "required": True},
+            "run_id": {"type": "str", "required": True},
+            "out_dir": {"type": "path", "required": True},
+            "cache_dir": {"type": "path", "required": True},
+            "url": {"type": "str", "default": ""},
+            "api_key_file": {"type": "path", "no_log": False},
+            "remote": {"type": "bool", "default": False},
+            "facts_home": {"type": "path"},
+            "instance": {"type": "str", "default": "default"},
+            "options": {"type": "dict", "required": True},
+        },
+        work,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""Filters for package lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def pin(name: str, versions: Mapping[str, str] | None = None, separator: str = "=") -> str:
+    """``name`` with its version, in the package manager's words, where one is given for it."""
+    version = (versions or {}).get(name)
+    return f"{name}{separator}{version}" if version else name
+
+
+class FilterModule:
+    """What Ansible asks for."""
+
+    def filters(self):  # type: ignore[no-untyped-def]
+        """Filter names."""
+        return {"longhaul_pin": pin}
