@@ -249,7 +249,8 @@ class SGLang:
         """
         sampling: dict[str, Any] = {"max_new_tokens": output_tokens, "temperature": 0}
         if ignore_eos:
-            sampling |= {"ignore_eos": True, "min_new_tokens": output_tokens}
+            # Not min_new_tokens: it needs the server's tokenizer and fails where --skip-tokenizer-init is set.
+            sampling["ignore_eos"] = True
         text = json.dumps({"sampling_params": sampling, "stream": True}, separators=(",", ":"))
         return BodyTemplate("/generate", b'{"input_ids":', b"," + text[1:].encode())
 

@@ -67,6 +67,7 @@ PHASES: tuple[PhaseMark, ...] = (
     PhaseMark("torch.compile t", Phase.SIZING_KV),  # "takes" or "took"; profiling follows
     PhaseMark("Warming up done", Phase.SIZING_KV),  # CPU
     PhaseMark("Available KV cache memory", Phase.SIZING_KV),
+    PhaseMark("GiB for KV cache", Phase.SIZING_KV),  # CPU
     PhaseMark("KV cache size: ", Phase.CAPTURING),
     PhaseMark("Graph capturing finished", Phase.CAPTURING),
     PhaseMark("init engine (profile", Phase.CAPTURING),

@@ -30,10 +30,10 @@ VLLM_OLD = [
     "(Worker_TP0 pid=2) INFO 12-05 10:09:10 [monitor.py:34] torch.compile takes 66.60 s in total",
     "(Worker_TP0 pid=2) INFO 12-05 10:09:30 [gpu_worker.py:359] Available KV cache memory: 89.75 GiB",
     "(Worker_TP1 pid=3) INFO 12-05 10:09:30 [gpu_worker.py:359] Available KV cache memory: 89.71 GiB",
-    "(EngineCore_DP0 pid=4) INFO 12-05 10:09:31 [kv_cache_utils.py:1286] GPU KV cache size: 3,919,664 tokens",
-    "(EngineCore_DP0 pid=4) INFO 12-05 10:09:31 [kv_cache_utils.py:1291] Maximum concurrency for 8,388,608 tokens per request: 1.86x",
+    "(EngineCore pid=4) INFO 12-05 10:09:31 [kv_cache_utils.py:1286] GPU KV cache size: 3,919,664 tokens",
+    "(EngineCore pid=4) INFO 12-05 10:09:31 [kv_cache_utils.py:1291] Maximum concurrency for 8,388,608 tokens per request: 1.86x",
     "(Worker_TP0 pid=2) INFO 12-05 10:09:50 [gpu_model_runner.py:4466] Graph capturing finished in 15 secs, took 1.20 GiB",
-    "(EngineCore_DP0 pid=4) INFO 12-05 10:09:55 [core.py:254] init engine (profile, create kv cache, warmup model) took 110.0 seconds",
+    "(EngineCore pid=4) INFO 12-05 10:09:55 [core.py:254] init engine (profile, create kv cache, warmup model) took 110.0 s",
     "INFO:     Application startup complete.",
 ]
 # vLLM 0.25.1 on 2x H200 [run].

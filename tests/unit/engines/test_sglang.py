@@ -127,7 +127,7 @@ def test_the_request_around_the_ids() -> None:
     assert template.path == "/generate"
     assert json.loads(template.head + b"[1,2,3]" + template.tail) == {
         "input_ids": [1, 2, 3],
-        "sampling_params": {"max_new_tokens": 20, "min_new_tokens": 20, "ignore_eos": True, "temperature": 0},
+        "sampling_params": {"max_new_tokens": 20, "ignore_eos": True, "temperature": 0},
         "stream": True,
     }
 

@@ -20,9 +20,7 @@ def value_of(argv: tuple[str, ...], flag: str) -> str:
 
 
 def test_the_requests_8m_configuration_becomes_its_command_line() -> None:
-    launch = VLLM.launch(
-        settings(context_tokens=8_388_608, tensor_parallel=8, gpu_memory_utilization=0.9, hybrid_kv="on", host="0.0.0.0"), OLD
-    )
+    launch = VLLM.launch(settings(context_tokens=8_388_608, tensor_parallel=8, gpu_memory_utilization=0.9, hybrid_kv="on"), OLD)
     assert launch.argv[:4] == ("-m", "vllm.entrypoints.openai.api_server", "--model", "/models/scout")
     assert value_of(launch.argv, "--max-model-len") == "8388608", "never 8m, which vLLM reads as 8,000,000"
     assert value_of(launch.argv, "--tensor-parallel-size") == "8"
@@ -208,6 +206,7 @@ def test_phases_come_in_order_and_end_ready(lines: list[str]) -> None:
         ("vllm-0.32.0-port-in-use", "the port is in use"),
         ("vllm-0.32.0-unknown-flag", "a flag is unknown to this engine version"),
         ("vllm-0.32.0-context-above-positions", "the context is above the model's positions"),
+        ("vllm-0.32.0-kv-too-small", "the KV cache is too small for one request of the full context"),
     ],
 )
 def test_real_failures_are_named_with_their_line(name: str, cause: str) -> None:
