@@ -127,7 +127,7 @@ def stamp_s(line: str) -> float | None:
 def _seconds(text: str) -> float | None:
     form = "%Y-%m-%d %H:%M:%S.%f" if "." in text else "%Y-%m-%d %H:%M:%S"
     try:
-        return (datetime.strptime(text, form) - datetime(2000, 1, 1)).total_seconds()  # noqa: DTZ001, DTZ007 - differences only
+        return (datetime.strptime(text, form) - datetime(2000, 1, 1)).total_seconds()  # differences only: no zone
     except ValueError:
         return None
 
