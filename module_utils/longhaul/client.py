@@ -554,7 +554,8 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         # pause_writing as soon as anything is held back in user space: the upload then waits for the kernel.
-        self.transport.set_write_buffer_limits(high=0)
+        # (Not 0: asyncio's TLS transport pauses at size >= high, and would never resume.)
+        self.transport.set_write_buffer_limits(high=1, low=0)
         sock: socket.socket | None = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             # A prefill is minutes of silence: keep-alive probes hold NAT and load-balancer entries open.

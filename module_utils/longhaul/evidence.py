@@ -172,13 +172,13 @@ class CacheFinding:
     source: str
 
 
-def tolerated_cached_tokens(prompt_tokens: int) -> int:
-    """Cached tokens that are chance, not reuse.
+def tolerated_cached_tokens(record: RequestRecord) -> int:
+    """Cached tokens of one request that are no reuse: what stands before the nonce, and a chance match of 3 tokens.
 
-    SGLang's radix cache matches single tokens: a shared first token (BOS) or two are no reuse. vLLM hits whole blocks
-    of 16 tokens or more, so any vLLM hit is above this.
+    SGLang's radix cache matches single tokens: the nonce's first one may be in it by chance. vLLM hits whole blocks of
+    16 tokens or more, so any vLLM hit within the prompt proper is above this.
     """
-    return max(3, prompt_tokens // 1000)
+    return record.shared_prefix_tokens + 3
 
 
 def cache_finding(records: Sequence[RequestRecord], moved: Delta | None, others: Traffic | None) -> CacheFinding:
@@ -193,12 +193,12 @@ def cache_finding(records: Sequence[RequestRecord], moved: Delta | None, others:
     sent = sum(r.input_tokens for r in ok)
     told = [r.cached_tokens for r in ok if r.cached_tokens is not None]
     by_usage = sum(told)
-    worst_over = max((r.cached_tokens or 0) - tolerated_cached_tokens(r.input_tokens) for r in ok)
+    worst_over = max((r.cached_tokens or 0) - tolerated_cached_tokens(r) for r in ok)
     if worst_over > 0:
         return CacheFinding("WARM", min(1.0, by_usage / sent), "usage.cached_tokens")
     hits = moved.cache_hits_tokens if moved is not None else None
     if hits is not None:
-        allowed = sum(tolerated_cached_tokens(r.input_tokens) for r in records)
+        allowed = sum(tolerated_cached_tokens(r) for r in records)
         if hits > allowed:
             share = min(1.0, hits / sent)
             if others is not None and others.foreign:

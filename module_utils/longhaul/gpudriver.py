@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from .errors import UserError
 
@@ -212,18 +211,3 @@ def reboot_needed(*, loaded: str, installed: str, nouveau_loaded: bool) -> str:
     if loaded and loaded != installed:
         return f"the kernel runs driver {loaded}, {installed} is installed"
     return ""
-
-
-def as_data(plan: DriverPlan) -> dict[str, Any]:
-    """For Ansible: the same names, lists instead of tuples."""
-    return {
-        "kernel_modules": plan.kernel_modules,
-        "packages": list(plan.packages),
-        "names": list(plan.names),
-        "pinning": plan.pinning,
-        "module_stream": plan.module_stream,
-        "fabric_manager": plan.fabric_manager,
-        "repository": plan.repository,
-        "architecture": plan.architecture,
-        "headers": list(plan.headers),
-    }

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 
 BLOCK_TOKENS = 16
-_LARGE_BYTES = 1 << 20
+_LARGE_BYTES = 1 << 17
 _LARGE_BLOCK_BYTES = 1 << 14
 
 

@@ -86,6 +86,6 @@ def _value(key: str, value: Any) -> str:
         return DASH if value is None or isinstance(value, float) else clean(value)
     if "concurrency" in key:
         return times(number)
-    text = f"{number:,.2f}" if number != int(number) else count(number)
+    text = f"{number:,.2f}" if abs(number) < 1e12 and number != int(number) else count(number)
     unit = next((_UNITS[s] for s in sorted(_UNITS, key=len, reverse=True) if key.endswith(s)), "")
     return f"{text} {unit}".strip()

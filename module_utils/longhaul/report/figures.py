@@ -17,8 +17,9 @@ DASH = "\N{EM DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 WITHHELD = "void"
 
-# XML 1.0 allows tab, newline, return and no other control character; a lone surrogate cannot be encoded at all.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+# XML 1.0 allows tab, newline, return and no other control character; a lone surrogate cannot be encoded at all; some readers
+# take the Unicode line separators for line ends.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
 def clean(value: object) -> str:
@@ -44,6 +45,17 @@ def finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def plottable(value: object) -> float | None:
+    """A number that an axis can carry, 1e-9 to 1e12; None otherwise: a damaged figure must not flatten a plot."""
+    number = finite(value)
+    return number if number is not None and 1e-9 <= number <= 1e12 else None
+
+
+def _huge(number: float) -> str | None:
+    """Scientific notation for what no measurement reaches, so that a damaged figure cannot burst a table."""
+    return f"{number:.2e}" if abs(number) >= 1e12 else None
+
+
 def p50(stats: Stats | None) -> float | None:
     """The median of a quantity, when there is one and it is finite."""
     return None if stats is None or stats.n < 1 else finite(stats.p50)
@@ -67,7 +79,7 @@ def seconds(value: object) -> str:
         return f"{number * 1e3:.0f} ms"
     if size < 9.995:
         return f"{number:.2f} s"
-    return f"{number:,.1f} s"
+    return f"{_huge(number) or f'{number:,.1f}'} s"
 
 
 def duration(value: object) -> str:
@@ -75,7 +87,7 @@ def duration(value: object) -> str:
     number = finite(value)
     if number is None:
         return DASH
-    if number < 60:
+    if number < 60 or number >= 1e12:
         return seconds(number)
     whole = round(number)
     if whole < 3600:
@@ -86,7 +98,7 @@ def duration(value: object) -> str:
 def count(value: object) -> str:
     """A whole number with thousands separators."""
     number = finite(value)
-    return DASH if number is None else f"{number:,.0f}"
+    return DASH if number is None else _huge(number) or f"{number:,.0f}"
 
 
 def short_count(value: float) -> str:
@@ -103,7 +115,7 @@ def rate(value: object) -> str:
     if number is None:
         return DASH
     size = abs(number)
-    return f"{number:,.0f}" if size >= 100 else f"{number:.1f}" if size >= 10 else f"{number:.3g}"
+    return _huge(number) or f"{number:,.0f}" if size >= 100 else f"{number:.1f}" if size >= 10 else f"{number:.3g}"
 
 
 def with_unit(text: str, unit: str) -> str:
@@ -114,7 +126,9 @@ def with_unit(text: str, unit: str) -> str:
 def percent(value: object, digits: int = 0) -> str:
     """A share 0..1 as per cent."""
     number = finite(value)
-    return DASH if number is None else f"{number * 100:,.{digits}f}%"
+    if number is None:
+        return DASH
+    return f"{_huge(number) or f'{number * 100:,.{digits}f}'}%"
 
 
 def times(value: object) -> str:
@@ -123,7 +137,7 @@ def times(value: object) -> str:
     if number is None:
         return DASH
     size = abs(number)
-    return f"{number:,.{2 if size < 9.995 else 1 if size < 99.95 else 0}f}{TIMES}"
+    return f"{_huge(number)}{TIMES}" if _huge(number) else f"{number:,.{2 if size < 9.995 else 1 if size < 99.95 else 0}f}{TIMES}"
 
 
 def instant(value: object) -> str:

@@ -24,6 +24,7 @@ from .figures import (
     one_line,
     p50,
     percent,
+    plottable,
     point_name,
     prefill_rate,
     rate,
@@ -307,13 +308,11 @@ def _marks(
     out = []
     for point in points:
         stats = pick(point)
-        y = finite(getattr(stats, attribute)) if stats is not None and stats.n > 0 else None
-        if stats is None or y is None or y <= 0 or point.input_tokens <= 0:
+        y = plottable(getattr(stats, attribute)) if stats is not None and stats.n > 0 else None
+        if stats is None or y is None or point.input_tokens <= 0:
             continue
         kind = _kind(run, point)
-        low, high = (finite(stats.min), finite(stats.max)) if attribute == "p50" and stats.n > 1 else (None, None)
-        if low is not None and low <= 0:
-            low = None
+        low, high = (plottable(stats.min), plottable(stats.max)) if attribute == "p50" and stats.n > 1 else (None, None)
         title = f"{point_name(point)}: {name} {text(y)} ({attribute} of {stats.n})"
         title = f"INVALID, no result. {title}" if kind == "void" else f"{state(point)}. {title}" if kind != "pass" else title
         out.append(Mark(float(point.input_tokens), y, low, high, kind, title, text(y) if labels else ""))
@@ -321,8 +320,8 @@ def _marks(
 
 
 def _computed(points: Sequence[PointResult], pick: Callable[[PointResult], object]) -> tuple[Mark, ...]:
-    values = {p.input_tokens: finite(pick(p)) for p in points if p.input_tokens > 0}
-    return tuple(Mark(float(x), y) for x, y in sorted(values.items()) if y is not None and y > 0)
+    values = {p.input_tokens: plottable(pick(p)) for p in points if p.input_tokens > 0}
+    return tuple(Mark(float(x), y) for x, y in sorted(values.items()) if y is not None)
 
 
 def _figure(title: str, note: str, drawing: str, series: Sequence[Series] = (), *, wide: bool = False, legend: str = "") -> str:
@@ -503,7 +502,7 @@ def _kv(run: RunResult, *, wide: bool) -> str:
     curves = []
     for point in run.points:
         pairs = [(finite(s.t_s), finite(s.kv_usage)) for s in point.kv_series]
-        samples = [(t, u) for t, u in pairs if t is not None and u is not None]
+        samples = [(t, u) for t, u in pairs if t is not None and 0 <= t < 1e12 and u is not None and 0 <= u < 2]
         if len(samples) > 1:
             curves.append((f"{short_count(point.input_tokens)} {TIMES} {point.concurrency:,}", samples))
     if not curves:

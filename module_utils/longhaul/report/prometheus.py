@@ -36,7 +36,7 @@ class _Families:
 
 
 def _label(value: object) -> str:
-    return clean(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return clean(value).replace("\r", " ").replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _number(value: float) -> str:

@@ -44,12 +44,13 @@ def _cut(text: str, width: int) -> str:
 
 
 def fit(header: Sequence[str], rows: Sequence[Sequence[str]], shrink: Sequence[int], width: int = WIDTH) -> list[int]:
-    """Column widths that keep the table within ``width``: only the columns named in ``shrink`` give way, widest first."""
+    """Column widths that keep the table within ``width``: columns named in ``shrink`` give way first, the widest
+    of them first, down to 6 characters; then the widest of all."""
     widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
     while sum(widths) + len(_GAP) * (len(widths) - 1) > width:
         widest = max(shrink, key=lambda i: widths[i])
         if widths[widest] <= 6:
-            break
+            widest = max(range(len(widths)), key=lambda i: widths[i])
         widths[widest] -= 1
     return widths
 

@@ -1,0 +1,118 @@
+"""Counters and cached tokens: what proves a prompt cold, warm, or nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from longhaul.engines import get_engine
+from longhaul.evidence import CacheFinding, Delta, cache_finding, delta, parse_counters, parse_models, traffic
+from longhaul.results import Counters, RequestRecord, RequestStatus
+
+VLLM_PAGE = b"""# HELP vllm:prompt_tokens_total Number of prefill tokens processed.
+# TYPE vllm:prompt_tokens_total counter
+vllm:prompt_tokens_total{engine="0",model_name="m"} 1000.0
+vllm:prompt_tokens_total{engine="1",model_name="m"} 2.5e+02
+vllm:prompt_tokens_total_created{engine="0"} 1.7e+09
+vllm:generation_tokens_total{engine="0",model_name="m with } and space"} 40.0
+vllm:prefix_cache_queries_total{engine="0"} 1250.0
+vllm:prefix_cache_hits_total{engine="0"} 32.0
+vllm:kv_cache_usage_perc{engine="0"} 0.25
+vllm:kv_cache_usage_perc{engine="1"} 0.75
+vllm:num_requests_running{engine="0"} NaN
+vllm:request_success_total{finished_reason="stop"} 1.0
+vllm:request_success_total{finished_reason="length"} 2.0
+"""
+
+
+def test_series_are_summed_and_kv_use_is_the_fullest_engine() -> None:
+    found = parse_counters(VLLM_PAGE, get_engine("vllm").metrics, unix_s=1.0)
+    assert found.prompt_tokens == 1250.0
+    assert found.generation_tokens == 40.0
+    assert found.cache_hits_tokens == 32.0
+    assert found.kv_usage == 0.75
+    assert found.requests_finished == 3.0
+    assert found.running is None, "NaN is no value"
+    assert found.waiting is None
+
+
+def test_a_page_without_counters_proves_nothing() -> None:
+    assert delta(parse_counters(b"<html>", get_engine("vllm").metrics), Counters(1.0, prompt_tokens=1)) is None
+
+
+def test_a_falling_counter_is_a_restart() -> None:
+    moved = delta(Counters(1, prompt_tokens=500, generation_tokens=5), Counters(2, prompt_tokens=10, generation_tokens=6))
+    assert moved is not None
+    assert moved.restarted
+
+
+def test_models_answer_of_any_shape() -> None:
+    card = {"id": "m", "max_model_len": 8192}
+    assert parse_models({"data": [card, {"id": "lora"}, {"no": 1}]}) == [("m", 8192), ("lora", None)]
+    assert parse_models("nonsense") == []
+
+
+def record(**changes: Any) -> RequestRecord:
+    values: dict[str, Any] = {
+        "point_id": "p", "index": 0, "repeat": 0, "warmup": False, "started_unix_s": 0.0, "status": RequestStatus.OK,
+        "input_tokens": 10_000, "output_tokens": 20, "prompt_tokens": 10_000, "completion_tokens": 20, "ttft_s": 1.0,
+    }  # fmt: skip
+    return RequestRecord(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("cached", "hits", "state", "share"),
+    [
+        pytest.param(0, 0, "COLD", 0.0, id="both say cold"),
+        pytest.param(None, 0, "COLD", 0.0, id="usage silent, counters cold"),
+        pytest.param(0, None, "COLD", 0.0, id="no counters, usage cold"),
+        pytest.param(None, None, "UNKNOWN", None, id="nobody says anything"),
+        pytest.param(9984, 9984, "WARM", 0.9984, id="both say warm"),
+        pytest.param(0, 5000, "WARM", 0.5, id="usage denies, counters tell"),
+        pytest.param(5000, 0, "WARM", 0.5, id="counters deny, usage tells"),
+        pytest.param(2, 2, "COLD", 0.0002, id="a BOS token shared by chance"),
+        pytest.param(16, 16, "WARM", 0.0016, id="one block"),
+    ],
+)
+def test_cache_state(cached: int | None, hits: float | None, state: str, share: float | None) -> None:
+    moved = Delta(prompt_tokens=10_000, generation_tokens=20, cache_hits_tokens=hits)
+    records = [record(cached_tokens=cached)]
+    found = cache_finding(records, moved, traffic(moved, records))
+    assert found.state == state
+    assert found.share == (pytest.approx(share) if share is not None else None)
+
+
+def test_a_chat_templates_head_may_be_cached() -> None:
+    moved = Delta(prompt_tokens=10_000, cache_hits_tokens=12)
+    records = [record(cached_tokens=12, shared_prefix_tokens=12)]
+    assert cache_finding(records, moved, None).state == "COLD"
+    assert cache_finding([record(cached_tokens=12)], moved, None).state == "WARM"
+
+
+def test_hits_that_others_may_have_caused_are_not_ours() -> None:
+    moved = Delta(prompt_tokens=30_000, generation_tokens=500, cache_hits_tokens=9_000)
+    records = [record(cached_tokens=0)]
+    others = traffic(moved, records)
+    assert others.foreign
+    found = cache_finding(records, moved, others)
+    assert (found.state, found.share) == ("UNKNOWN", pytest.approx(0.9))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "output", "foreign"),
+    [(10_000, 20, False), (10_001, 21, False), (10_032, 28, False), (10_200, 20, True), (10_000, 60, True), (9_000, 20, False)],
+)
+def test_foreign_traffic(prompt: float, output: float, foreign: bool) -> None:
+    assert traffic(Delta(prompt_tokens=prompt, generation_tokens=output), [record()]).foreign is foreign
+
+
+def test_a_failed_request_never_makes_traffic_foreign() -> None:
+    records = [record(), record(status=RequestStatus.TIMEOUT)]
+    for counted in (10_000.0, 20_000.0):
+        assert not traffic(Delta(prompt_tokens=counted, generation_tokens=20), records).foreign
+
+
+def test_no_completed_request_is_unknown() -> None:
+    failed = [record(status=RequestStatus.HTTP_ERROR)]
+    assert cache_finding(failed, None, None) == CacheFinding("UNKNOWN", None, "no completed request")
