@@ -151,7 +151,7 @@ def test_compare_command_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixtur
     a = put(tmp_path / "a", fixtures.passing())
     b = put(tmp_path / "b", scaled(fixtures.passing(), 1.5))
     assert main(["compare", str(a), str(b)]) == 0
-    assert "1.50× slower" in capsys.readouterr().out
+    assert "1.50\N{MULTIPLICATION SIGN} slower" in capsys.readouterr().out
     assert main(["compare", str(a), str(b), "--fail-on-regression"]) == 1
     assert main(["compare", str(b), str(a), "--fail-on-regression"]) == 0
     capsys.readouterr()

@@ -26,7 +26,7 @@ PAGES = {
 def tree(text: str) -> ET.Element:
     """The page as XML: it is written so that both kinds of parser read it."""
     assert text.startswith("<!DOCTYPE html>")
-    return ET.fromstring(text)
+    return ET.fromstring(text)  # noqa: S314 - our own text
 
 
 def visible(root: ET.Element) -> str:
@@ -130,7 +130,7 @@ def test_invalid_figures_appear_only_struck() -> None:
     for element in root.iter("s"):
         for child in element.iter():
             child.text = None
-    rest = visible(root).replace(void.reasons[1].text, "").replace("INVALID, no result.", "")
+    rest = visible(root).replace(void.reasons[1].text, "")
     marks = [
         e
         for e in root.iter("title")
