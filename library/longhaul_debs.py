@@ -1,0 +1,91 @@
+#!/usr/bin/python
+"""Install Debian package files from a folder on the host, without any repository."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: longhaul_debs
+short_description: Install a folder of .deb files without a repository
+description:
+  - Installs, in one transaction, those packages of the folder that the host lacks or has older. Asks no repository, downloads
+    nothing, never downgrades. The folder must hold the dependencies that the host lacks.
+author: [Longhaul]
+options:
+  folder: {description: Folder on the host that holds the .deb files., type: path, required: true}
+  only: {description: "Name patterns (glob) of packages to take; all when empty.", type: list, elements: str, default: []}
+  progress_file: {description: Set by the action plugin., type: path}
+"""
+
+EXAMPLES = r"""
+- name: Install what was carried here
+  longhaul_debs:
+    folder: /var/cache/longhaul/packages
+"""
+
+RETURN = r"""
+installed: {description: "NAME=VERSION of what was (or would be) installed.", returned: always, type: list}
+"""
+
+import fnmatch
+import re
+from pathlib import Path
+
+from ansible.module_utils.longhaul.debfiles import DEB_FORMAT, INSTALLED_FORMAT, needed, parse_deb, parse_installed
+from ansible.module_utils.longhaul.errors import UserError
+from ansible.module_utils.longhaul_module import run_module
+
+
+def work(module, progress):
+    """Look, compare, install."""
+    folder, only = Path(module.params["folder"]), module.params["only"]
+
+    def run(*words, check=True):
+        return module.run_command(
+            list(words), check_rc=check, environ_update={"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+        )
+
+    files = sorted(folder.glob("*.deb"))
+    if not files:
+        if module.check_mode and not folder.exists():
+            return {"changed": True, "installed": []}  # an earlier task would have brought the folder
+        raise UserError(f"no .deb in {folder}", "package files and their dependencies", "fill the folder, see the role's README")
+    debs = [parse_deb(str(path), run("dpkg-deb", "-W", f"--showformat={DEB_FORMAT}", str(path))[1]) for path in files]
+    debs = [deb for deb in debs if not only or any(fnmatch.fnmatch(deb.name, pattern) for pattern in only)]
+    present = parse_installed(
+        run("dpkg-query", "-W", f"-f={INSTALLED_FORMAT}", *sorted({deb.name for deb in debs}), check=False)[1]
+    )
+
+    def newer(left, right):
+        return run("dpkg", "--compare-versions", left, "gt", right, check=False)[0] == 0
+
+    todo = needed(debs, present, newer, run("dpkg", "--print-architecture")[1].strip())
+    result = {"changed": bool(todo), "installed": [f"{deb.name}={deb.version}" for deb in todo]}
+    if not todo or module.check_mode:
+        return result
+    offline = ["-o", "Dir::Etc::SourceList=/dev/null", "-o", "Dir::Etc::SourceParts=/dev/null", "--no-download"]
+    offline += ["-o", "DPkg::Lock::Timeout=120", "-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"]
+    offline += ["--allow-change-held-packages", "--no-install-recommends"]
+    code, out, err = run("apt-get", "-q", "-y", *offline, "install", *(deb.path for deb in todo), check=False)
+    if code:
+        lacking = sorted(set(re.findall(r"Depends: (\S+)", out + err)))
+        raise UserError(
+            "apt-get could not install the folder: " + (err.strip().splitlines() or ["no reason given"])[-1],
+            "all dependencies in the folder" + (": " + ", ".join(lacking) if lacking else ""),
+            f"add the missing .deb files to {folder}",
+        )
+    return result
+
+
+def main():
+    """Entry point."""
+    run_module(
+        {
+            "folder": {"type": "path", "required": True},
+            "only": {"type": "list", "elements": "str", "default": []},
+        },
+        work,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+#!/usr/bin/python
+"""Look at a host's GPUs and what they need, as named checks and facts."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: longhaul_gpu_facts
+short_description: Check a host's GPUs and surroundings, and return facts
+description:
+  - Looks at the PCI bus, the driver, the fabric, memory and the clock, and compares them with what is expected. Changes nothing
+    on the host except the fact file, when O(facts_dir) is given.
+  - Never fails because of a finding; V(status) is for the caller to judge.
+author: [Longhaul]
+options:
+  expected:
+    description:
+      - "What the inventory promises: gpus, gpu, memory_gib, driver_version, persistence, ecc, mig, nvlinks, pcie_width, shm_gib,
+        hugepages, clock_sync. What is not given is not judged."
+    type: dict
+    default: {}
+  driver:
+    description: "Plan the packages of a driver: distribution, major, machine, source, version, kernel_modules, nvswitch."
+    type: dict
+  facts_dir: {description: Where to keep the facts as C(longhaul_host.fact)., type: path}
+  progress_file: {description: Set by the action plugin., type: path}
+"""
+
+EXAMPLES = r"""
+- name: Look at the GPUs
+  longhaul_gpu_facts:
+    expected: {gpus: 8, gpu: h200}
+"""
+
+RETURN = r"""
+ansible_facts: {description: "C(longhaul_host): devices, driver, GPUs, checks, status.", returned: always, type: dict}
+status: {description: The worst of the checks., returned: always, type: str}
+problems: {description: "One line for each check that failed.", returned: always, type: list}
+warnings_found: {description: "One line for each check that warns.", returned: always, type: list}
+driver_plan: {description: The packages to install., returned: with driver and an NVIDIA device, type: dict}
+driver_loaded: {description: Version of the running kernel module., returned: always, type: str}
+driver_installed: {description: Version of the kernel module on disk., returned: always, type: str}
+reboot_reason: {description: Why the driver works only after a reboot; empty when it works now., returned: always, type: str}
+"""
+
+import dataclasses
+from pathlib import Path
+
+from ansible.module_utils.longhaul.errors import UserError
+from ansible.module_utils.longhaul.files import read_json, to_json, write_atomic
+from ansible.module_utils.longhaul.gpudriver import plan_driver, reboot_needed
+from ansible.module_utils.longhaul.hostcheck import FAIL, WARN, as_facts, check_host, expected_from, read_host
+from ansible.module_utils.longhaul_module import run_module
+
+
+def versions(module):
+    """(running, on disk) version of the kernel module; empty where there is none."""
+    running = Path("/sys/module/nvidia/version")
+    loaded = running.read_text().strip() if running.exists() else ""
+    modinfo = module.get_bin_path("modinfo", opt_dirs=["/sbin", "/usr/sbin"])
+    installed = ""
+    if modinfo:
+        code, out, _ = module.run_command([modinfo, "-F", "version", "nvidia"])
+        installed = out.strip() if code == 0 else ""
+    return loaded, installed
+
+
+def work(module, progress):
+    """Look, compare, keep."""
+    options = module.params
+    expected = expected_from(options["expected"])
+    state = read_host()
+    checks = check_host(state, expected)
+    facts = as_facts(state, checks)
+    loaded, installed = versions(module) if state.has_nvidia else ("", "")
+    result = {
+        "changed": False,
+        "ansible_facts": {"longhaul_host": facts},
+        "status": facts["status"],
+        "problems": [str(check) for check in checks if check.status == FAIL],
+        "warnings_found": [str(check) for check in checks if check.status == WARN],
+        "driver_loaded": loaded,
+        "driver_installed": installed,
+        "reboot_reason": reboot_needed(loaded=loaded, installed=installed, nouveau_loaded=state.nouveau_loaded),
+    }
+    if options["driver"] and state.has_nvidia:
+        wanted = dict(options["driver"])
+        nvswitch = state.has_nvswitch if wanted.get("nvswitch") in (None, "", "auto") else module.boolean(wanted["nvswitch"])
+        result["driver_plan"] = dataclasses.asdict(
+            plan_driver(
+                distribution=str(wanted.get("distribution")),
+                major=str(wanted.get("major")),
+                machine=str(wanted.get("machine", "x86_64")),
+                source=str(wanted.get("source")),
+                version=str(wanted.get("version") or ""),
+                kernel_modules=str(wanted.get("kernel_modules", "auto")),
+                nvswitch=nvswitch,
+                device_ids=[device.device_id for device in state.pci if device.kind == "gpu"],
+            )
+        )
+    if options["facts_dir"]:
+        path = Path(options["facts_dir"]) / "longhaul_host.fact"
+        try:
+            before = read_json(path)
+        except UserError:
+            before = None  # a torn or foreign file is written anew
+        result["changed"] = before != facts
+        if result["changed"] and not module.check_mode:
+            write_atomic(path, to_json(facts))
+    return result
+
+
+def main():
+    """Entry point."""
+    run_module(
+        {
+            "expected": {"type": "dict", "default": {}},
+            "driver": {"type": "dict"},
+            "facts_dir": {"type": "path"},
+        },
+        work,
+    )
+
+
+if __name__ == "__main__":
+    main()
