@@ -173,7 +173,7 @@ def noise_of(a: Stats, b: Stats, concurrency: int = 1) -> float | None:
     left, right, first, second = sigma(a), sigma(b), p50(a), p50(b)
     if left is None or right is None or first is None or second is None:
         return None
-    error = 1.2533 * math.sqrt(left**2 / a.n + right**2 / b.n)
+    error = 1.2533 * math.hypot(left / math.sqrt(a.n), right / math.sqrt(b.n))
     least = FLOOR_ALONE if concurrency <= 1 else FLOOR_TOGETHER
     return max(student_t(a.n + b.n - 2) * error, least * max(abs(first), abs(second)))
 
