@@ -32,6 +32,7 @@ from .figures import (
     clean,
     engine_name,
     finite,
+    flatten,
     instant,
     one_line,
     p50,
@@ -273,7 +274,8 @@ def _differences(a: RunResult, b: RunResult) -> tuple[tuple[str, str, str], ...]
     ]
     pairs += [("mode", a.mode, b.mode)]
     for left, right in ((a.settings, b.settings), (a.environment, b.environment)):
-        pairs += [(str(k), left.get(k), right.get(k)) for k in dict.fromkeys([*left, *right])]
+        first, second = dict(flatten(left)), dict(flatten(right))
+        pairs += [(k, first.get(k), second.get(k)) for k in dict.fromkeys([*first, *second])]
     if a.capacity and b.capacity:
         left, right = a.capacity.engine, b.capacity.engine
         pairs += [(f"engine's {k}", left.get(k), right.get(k)) for k in dict.fromkeys([*left, *right])]

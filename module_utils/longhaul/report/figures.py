@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -219,6 +219,15 @@ def headline_point(run: RunResult) -> PointResult | None:
     """The longest prompt that PASSed, at the lowest concurrency: what the run proves. None when nothing did."""
     passed = [p for p in run.points if p.ran and p.verdict is Verdict.PASS and stands(run, p)]
     return max(passed, key=lambda p: (p.input_tokens, -p.concurrency), default=None)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested mappings as one list of dotted keys: ``{"a": {"b": 1}}`` -> ``[("a.b", 1)]``."""
+    out: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        name = f"{prefix}{one_line(key)}"
+        out += flatten(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
+    return out
 
 
 def tally(points: Sequence[PointResult]) -> list[tuple[str, int]]:

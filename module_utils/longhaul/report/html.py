@@ -8,7 +8,7 @@ from typing import Any
 
 from ..results import SEVERITY, NeedleCell, PointResult, Reason, RunResult, Stats, Verdict
 from . import svg
-from .capacity import capacity_rows, label, signed_percent
+from .capacity import capacity_rows, signed_percent
 from .figures import (
     DASH,
     TIMES,
@@ -19,6 +19,7 @@ from .figures import (
     duration,
     engine_name,
     finite,
+    flatten,
     headline_point,
     instant,
     one_line,
@@ -559,7 +560,7 @@ def _points(run: RunResult) -> str:
                 number(count(point.concurrency), float(point.concurrency)),
                 Cell(chip(state(point)), float(SEVERITY.index(point.verdict)) if point.ran else -1.0),
                 figure(seconds, p50(point.ttft_s)),
-                figure(seconds, point.ttft_s.p99 if point.ttft_s else None),
+                figure(seconds, point.ttft_s.p99 if point.ttft_s and point.ttft_s.n > 1 else None),
                 number(seconds(physics.floor_s if physics else None), finite(physics.floor_s) if physics else None),
                 figure(times, physics.ratio if physics else None),
                 figure(percent, physics.mfu if physics else None),
@@ -685,7 +686,7 @@ def _settings(run: RunResult) -> str:
     sources = list(dict.fromkeys(one_line(p.physics.peak_source) for p in run.points if p.physics))
     pairs += [("Peak for the floor", "; ".join(sources))] if sources else []
     for values in (run.settings, run.environment):
-        pairs += [(label(k) if "_" in str(k) else one_line(k), _plain(v)) for k, v in values.items()]
+        pairs += [(k, _plain(v)) for k, v in flatten(values) if v not in (None, "", [], ())]
     return f'<section class="card"><details><summary>Settings and environment</summary>{facts(pairs)}</details></section>'
 
 
@@ -695,9 +696,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, float) and finite(value) is None:
         return DASH
     if isinstance(value, Mapping):
-        return ", ".join(f"{one_line(k)}: {_plain(v)}" for k, v in value.items()) or DASH
+        return ", ".join(f"{k}: {_plain(v)}" for k, v in flatten(value)) or DASH
     if isinstance(value, (list, tuple)):
-        return ", ".join(_plain(v) for v in value) or DASH
-    if isinstance(value, int) and abs(value) >= 10_000:
-        return f"{value:,}"
+        return (" " if any(str(v).startswith("--") for v in value) else ", ").join(_plain(v) for v in value) or DASH
     return one_line(value) if value != "" else DASH

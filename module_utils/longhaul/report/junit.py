@@ -28,7 +28,8 @@ from .figures import (
 
 
 def render_junit(runs: Sequence[RunResult]) -> str:
-    """JUnit XML. FAIL is a ``failure``; INVALID and INCONCLUSIVE are an ``error`` of that type; not run is ``skipped``.
+    """JUnit XML. FAIL is a ``failure``; INVALID and INCONCLUSIVE are an ``error`` of that type; not run is ``skipped``
+    (but for FAIL: the server had died).
 
     A verdict that no point accounts for (an incomplete run, needle recall) gets a test case ``run`` of its own, so that a
     run that did not PASS is never green.
@@ -71,7 +72,7 @@ def render_junit(runs: Sequence[RunResult]) -> str:
 def _outcome(case: ET.Element, verdict: Verdict, reasons: Sequence[Reason], ran: bool) -> str:
     texts = [f"{r.verdict.value} [{one_line(r.code)}] {clean(r.text)}" for r in reasons]
     message = one_line(texts[0]) if texts else verdict.value
-    if not ran:
+    if not ran and verdict is not Verdict.FAIL:
         ET.SubElement(case, "skipped", message=one_line(reasons[0].text) if reasons else "not run").text = "\n".join(texts)
         return "skipped"
     if verdict is Verdict.PASS:

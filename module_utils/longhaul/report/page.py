@@ -113,7 +113,7 @@ th[aria-sort=descending]>button:after{content:"\\25BC";opacity:.9}
 td{padding:7px 7px;border-bottom:1px solid var(--rule);vertical-align:top;white-space:nowrap}
 td:first-child,th:first-child>button{padding-left:0}td:last-child,th:last-child>button{padding-right:0}
 tbody tr:last-child td{border-bottom:0}tbody tr:hover td{background:var(--soft)}
-.num{text-align:right;white-space:nowrap}td.t{white-space:normal;min-width:130px}
+.num{text-align:right}td.t{white-space:normal;min-width:130px}
 td s{color:var(--invalid);text-decoration-thickness:1.5px;
 background:repeating-linear-gradient(135deg,var(--invalid-bg) 0 4px,transparent 4px 7px);padding:0 3px;
 border-radius:3px}
@@ -127,7 +127,8 @@ details[open]>summary{margin-bottom:10px}
 .kv{display:grid;grid-template-columns:repeat(auto-fill,minmax(270px,1fr));gap:0 28px;margin:0}
 .kv div{display:flex;justify-content:space-between;gap:14px;padding:5px 0;border-bottom:1px solid var(--rule);
 font-size:13.5px}
-.kv dt{color:var(--muted);white-space:nowrap}.kv dd{margin:0;text-align:right}
+.kv dt{color:var(--muted);overflow-wrap:normal}.kv dd{margin:0;text-align:right}.kv .long{grid-column:1/-1;display:block}
+.kv .long dd{text-align:left;font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
 footer{margin-top:36px;color:var(--muted);font-size:13px}
 .hide{position:absolute;width:0;height:0;overflow:hidden}
 @media (max-width:900px){.grid2{grid-template-columns:minmax(0,1fr)}}
@@ -243,8 +244,12 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], label: str)
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
-    """Names and values, in as many columns as the width allows."""
-    inner = "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in pairs)
+    """Names and values, in as many columns as the width allows; long values come last and take a line of their own."""
+    ordered = sorted(pairs, key=lambda pair: len(pair[1]) > 40)
+    inner = ""
+    for name, value in ordered:
+        kind = ' class="long"' if len(value) > 40 else ""
+        inner += f"<div{kind}><dt>{esc(name)}</dt><dd>{esc(value)}</dd></div>"
     return f'<dl class="kv">{inner}</dl>'
 
 
