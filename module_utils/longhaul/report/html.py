@@ -162,6 +162,8 @@ def _overlay(
             series.append(Series(who, marks, len(series)))
     if len(series) < 2:
         return ""
+    if len(runs) > len(series):
+        note += f", {len(series)} of {len(runs)} endpoints"
     drawing = svg.plot(series, describe=f"{name} against input length, side by side", x_title="Input tokens", y_text=axis)
     return _figure(f"{name}, side by side", f"{note}, one request at a time", drawing, series)
 
@@ -179,8 +181,8 @@ def _host(run: RunResult, place: int, *, alone: bool, fold: bool) -> str:
     head = f'<div class="hosthead"><h2>{esc(one_line(run.host))}</h2>{sub}</div>'
     if fold:
         opened = ' open="open"' if run.verdict is not Verdict.PASS and place < _FOLD_HOSTS_FROM else ""
-        short = f"<summary><span>{esc(one_line(run.host))}</span> {chip(run.verdict.value)}</summary>"
-        return f'<section class="host" id="h{place}"><details{opened}>{short}{sub}{body}</details></section>'
+        short = f"<summary><span class="name">{esc(one_line(run.host))}</span> {chip(run.verdict.value)}</summary>"
+        return f'<section class="host fold" id="h{place}"><details{opened}>{short}{sub}{body}</details></section>'
     return f'<section class="host" id="h{place}">{head}{body}</section>'
 
 
@@ -221,7 +223,7 @@ def _sentence(run: RunResult) -> str:
         parts.append("no prompt length is proven")
     done = [p for p in ran if p.verdict is Verdict.PASS]
     text = "; ".join(parts) + "."
-    if done and len(done) == len(ran) and all(p.token_error_max == 0 and p.cache_state == "COLD" for p in done):
+    if run.mode == "cold" and done and len(done) == len(ran) and all(p.token_error_max == 0 and p.cache_state == "COLD" for p in done):
         text += " Every prompt had exactly the tokens asked for and was proven cold."
     return text
 
@@ -245,13 +247,13 @@ def _tiles(run: RunResult) -> str:
     tpot = p50(best.tpot_s) if best else None
     decode = f"{rate(1 / tpot)} tokens/s for one request" if tpot and best and best.concurrency == 1 else at
     tiles = [
-        ("Longest proven prompt, tokens", count(best.input_tokens if best else None), "cold and exact" if best else at),
+        ("Proven prompt, tokens", count(best.input_tokens if best else None), "cold and exact" if best else at),
         ("TTFT, median", seconds(p50(best.ttft_s) if best else None), at),
         ("Prefill, tokens/s", rate(speed), at),
         ("TPOT, median", seconds(tpot), decode),
     ]
     if run.mode != "cold" and best is not None:
-        tiles[0] = ("Longest prompt that passed, tokens", count(best.input_tokens), "warm: not a proof of prefill")
+        tiles[0] = ("Longest prompt, tokens", count(best.input_tokens), "warm: not a proof of prefill")
     if run.needle_recall is not None or run.needle_note:
         void = run.verdict is Verdict.INVALID
         recall = DASH if void else percent(run.needle_recall)

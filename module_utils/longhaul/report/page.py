@@ -38,6 +38,7 @@ a{color:var(--k0);text-decoration:none}a:hover{text-decoration:underline}
 min-width:0}
 .head{display:flex;flex-wrap:wrap;gap:2px 12px;align-items:baseline;justify-content:space-between;margin-bottom:10px}
 .host{margin-top:44px;scroll-margin-top:12px}
+.fold{margin-top:14px}.fold>details[open]{margin-bottom:40px}.fold .name{font-size:17px;margin-right:8px}
 .hosthead{display:flex;flex-wrap:wrap;gap:4px 14px;align-items:baseline;justify-content:space-between}
 .banner{border-left:5px solid var(--v);background:var(--vb);border-radius:4px 10px 10px 4px;padding:16px 20px;
 margin-top:14px}
@@ -163,6 +164,12 @@ document.querySelectorAll('table.sortable th').forEach(function(th){
     }).forEach(function(p){body.appendChild(p[1]);});
   });
 });
+// A link to a folded host opens it.
+function unfold(){
+  var t=location.hash?document.getElementById(location.hash.slice(1)):null, d=t?t.querySelector('details'):null;
+  if(d){if(t.className.indexOf('fold')!==-1){d.open=true;t.scrollIntoView();}}
+}
+window.addEventListener('hashchange',unfold); unfold();
 """
 
 _ICONS = {

@@ -217,3 +217,11 @@ def test_comparison_page_is_well_formed(other: object) -> None:
     assert callable(other)
     b: RunResult = other()
     tree(render_compare_html([compare_runs(fixtures.passing(), b), compare_runs(b, fixtures.passing())]))
+
+
+def test_a_large_fleet_is_folded_and_only_the_first_that_failed_are_open() -> None:
+    runs = [dataclasses.replace([fixtures.passing(), fixtures.mixed()][i % 2], host=f"h{i:02d}") for i in range(20)]
+    root = tree(render_html(runs))
+    folds = [s.find("details") for s in root.iter("section") if s.get("class") == "host fold"]
+    assert len(folds) == 20
+    assert [f is not None and f.get("open") is not None for f in folds] == [True] * 5 + [False] * 15
