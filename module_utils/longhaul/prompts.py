@@ -19,6 +19,8 @@ from .errors import UserError
 from .needles import Needle, NeedlePlan
 
 NONCE_TOKENS = 16
+LATEST_NONCE = 8
+"""At most so many tokens stand before the nonce, so that half of it lies in the first block of 16."""
 _NONCE_MARK, _BODY_MARK, _QUESTION_MARK = "\ue000nonce\ue001", "\ue000text\ue001", "\ue000question\ue001"
 
 Piece = bytes | memoryview
@@ -287,11 +289,15 @@ def _closed(pieces: list[Piece]) -> list[Piece]:
 _INSTRUCTION = "A long text follows. It hides some facts. Read it, then answer the question that stands at its end."
 
 
+def _bos_id(tokenizer: Tokenizer) -> int | None:
+    bos = tokenizer.config.get("bos_token")
+    spelled = bos.get("content") if isinstance(bos, dict) else bos
+    return tokenizer.token_id(spelled) if isinstance(spelled, str) else None
+
+
 def plain_frame(tokenizer: Tokenizer) -> _Frame:
     """For a base model or a tokenizer without a chat template: BOS (where the tokenizer names one), text, question."""
-    bos = tokenizer.config.get("bos_token") if tokenizer.config.get("add_bos_token") else None
-    spelled = bos.get("content") if isinstance(bos, dict) else bos
-    found = tokenizer.token_id(spelled) if isinstance(spelled, str) else None
+    found = _bos_id(tokenizer) if tokenizer.config.get("add_bos_token") else None
     head = () if found is None else (found,)
     return _Frame(
         head, tokenizer.encode(f"\n\n{_INSTRUCTION}\n\n"), tokenizer.encode("\n\nQuestion: "), tokenizer.encode("\nAnswer: ")
@@ -299,7 +305,7 @@ def plain_frame(tokenizer: Tokenizer) -> _Frame:
 
 
 def chat_frame(tokenizer: Tokenizer) -> _Frame:
-    """The tokenizer's chat template around the text; the nonce goes into the system message, as early as it can stand.
+    """The tokenizer's chat template around the text; the nonce stands in the system message, or before everything (not BOS).
 
     Templates that know no system role get all in the user message. Raises UserError where the template cannot be used.
     """
@@ -326,7 +332,13 @@ def chat_frame(tokenizer: Tokenizer) -> _Frame:
     head, rest = rendered.split(_NONCE_MARK)
     intro, rest = rest.split(_BODY_MARK)
     before, tail = rest.split(_QUESTION_MARK)
-    return _Frame(*(tokenizer.encode(part) for part in (head, intro, before, tail)))
+    frame = _Frame(*(tokenizer.encode(part) for part in (head, intro, before, tail)))
+    if len(frame.head) <= LATEST_NONCE:
+        return frame
+    # A template with much before the message (Llama 3: dates) would fill the first cache block alike for every prompt:
+    # then the nonce goes before all of it, after BOS.
+    keep = 1 if frame.head[0] == _bos_id(tokenizer) else 0
+    return _Frame(frame.head[:keep], frame.head[keep:] + frame.intro, frame.before_question, frame.tail)
 
 
 def render_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> str:

@@ -121,6 +121,28 @@ def test_the_nonce_stands_in_the_first_block_under_a_chat_template(words: Corpus
     assert first[: one.shared_prefix_tokens] == second[: one.shared_prefix_tokens]
 
 
+DATED = (
+    "{{ '<|im_start|>' }}system: Cutting Knowledge Date: December 2023, Today Date: {{ strftime_now('%d %b %Y') }}\n"
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+)
+
+
+def test_a_template_that_begins_with_much_text_does_not_push_the_nonce_out_of_the_first_block(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path / "t", template=DATED))
+    corpus = ensure_corpus(tokens=5000, cache_dir=tmp_path, tokenizer=tmp_path / "t")
+    plan = plan_needles("single", [0.5], seed=1, key="k")
+    prompt = PromptFactory(corpus, 1).prompt(1000, seed_key="k", needles=plan)
+    ids = prompt.ids()
+    assert len(ids) == 1000
+    assert prompt.shared_prefix_tokens == 1
+    assert ids[0] == tokenizer.token_id("<|im_start|>")
+    assert ",".join(map(str, ids[1:17])) == prompt.nonce
+    text = tokenizer.decode(ids[17:])
+    assert text.startswith("system: Cutting Knowledge Date")
+    # The day of the run must not change the prompt.
+    assert "2025-01-01" in text
+
+
 NO_SYSTEM = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     "[INST] {{ m['content'] }} [/INST]{% endfor %}"
