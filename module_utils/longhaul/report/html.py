@@ -181,7 +181,8 @@ def _host(run: RunResult, place: int, *, alone: bool, fold: bool) -> str:
     head = f'<div class="hosthead"><h2>{esc(one_line(run.host))}</h2>{sub}</div>'
     if fold:
         opened = ' open="open"' if run.verdict is not Verdict.PASS and place < _FOLD_HOSTS_FROM else ""
-        short = f"<summary><span class="name">{esc(one_line(run.host))}</span> {chip(run.verdict.value)}</summary>"
+        name = f'<span class="name">{esc(one_line(run.host))}</span>'
+        short = f"<summary>{name} {chip(run.verdict.value)}</summary>"
         return f'<section class="host fold" id="h{place}"><details{opened}>{short}{sub}{body}</details></section>'
     return f'<section class="host" id="h{place}">{head}{body}</section>'
 
