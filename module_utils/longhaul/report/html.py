@@ -224,7 +224,12 @@ def _sentence(run: RunResult) -> str:
         parts.append("no prompt length is proven")
     done = [p for p in ran if p.verdict is Verdict.PASS]
     text = "; ".join(parts) + "."
-    if run.mode == "cold" and done and len(done) == len(ran) and all(p.token_error_max == 0 and p.cache_state == "COLD" for p in done):
+    if (
+        run.mode == "cold"
+        and done
+        and len(done) == len(ran)
+        and all(p.token_error_max == 0 and p.cache_state == "COLD" for p in done)
+    ):
         text += " Every prompt had exactly the tokens asked for and was proven cold."
     return text
 
