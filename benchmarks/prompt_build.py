@@ -32,7 +32,7 @@ LENGTHS = (10_000, 100_000, 1_000_000, 2_097_152)
 
 # What each peer runs: argv = tokenizer folder, length, output file; `prompt` is text or a list of ids.
 HEAD = """
-import json, resource, sys, time
+import json, sys, time
 cpu_before = None
 class Clock:
     def perf_counter(self):  # the first call starts the CPU clock too
@@ -48,7 +48,8 @@ def finish(prompt, setup_s, build_s, version):
         json.dump(prompt if isinstance(prompt, str) else [int(i) for i in prompt], f)
     print(json.dumps({"setup_s": setup_s, "build_s": build_s, **used, "version": version}))
 def usage():
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not ru_maxrss: that survives exec and would show the parent's peak.
+    peak = next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return {"cpu_s": time_module.process_time() - cpu_before, "peak_mb": peak}
 from importlib.metadata import version
 """
