@@ -46,7 +46,7 @@ class Job:
 class LagMonitor:
     """Notes how late the event loop runs its timers: while it is late, no arrival gets its true time.
 
-    Samples every 10 ms; keeps only what exceeded 2 ms.
+    Samples every 10 ms while a burst runs (preparing one may block: no clock is running then); keeps what exceeded 2 ms.
     """
 
     def __init__(self) -> None:
@@ -76,10 +76,10 @@ class LagMonitor:
         """The lag (seconds) that an event stamped ``instant`` may carry; 0 where the loop was on time."""
         return max((late for seen, late in self._samples if seen - late - _TICK_S <= instant <= seen + _TICK_S), default=0.0)
 
-    def share(self, begin: float, end: float, over_s: float = 0.05) -> float:
-        """The share (0..1) of ``begin``..``end`` spent in lags longer than ``over_s``."""
+    def share(self, begin: float, end: float, *, of_s: float, over_s: float = 0.05) -> float:
+        """Seconds between ``begin`` and ``end`` lost to lags longer than ``over_s``, as a share (0..1) of ``of_s``."""
         lost = sum(late for seen, late in self._samples if begin <= seen <= end and late > over_s)
-        return min(1.0, lost / (end - begin)) if end > begin else 0.0
+        return min(1.0, lost / of_s) if of_s > 0 else 0.0
 
 
 class RecordWriter:
@@ -221,4 +221,8 @@ async def run_burst(
         return record
 
     with no_collections():
-        return list(await asyncio.gather(*(one(job) for job in jobs)))
+        lag.start()
+        try:
+            return list(await asyncio.gather(*(one(job) for job in jobs)))
+        finally:
+            lag.stop()

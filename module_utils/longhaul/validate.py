@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import functools
+import hashlib
+import json
 import os
 import platform
 import re
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, roofline
 from .architecture import ModelArchitecture
-from .client import Client, Endpoint, HttpFormatError, Reply, Timeouts
+from .client import Buffer, Client, Endpoint, HttpFormatError, Reply, Timeouts
 from .engines import get_engine
 from .engines.base import EngineAdapter, Version
 from .errors import UserError
@@ -49,6 +50,7 @@ from .results import (
     Verdict,
     dump_run,
     load_run,
+    to_jsonable,
     worst,
 )
 from .stats import median, summarize
@@ -63,11 +65,12 @@ from .verdict import (
 )
 
 if TYPE_CHECKING:
-    from .prompts import PromptFactory
+    from .prompts import PromptFactory, TextPrompt
 
 _CONTROL_TIMEOUT_S = 10.0
 _SETTLE_S = 3.0  # how long counters may trail the last byte of an answer
 _SAMPLE_LEAST_S = 0.5
+_TEXT_SHARED_TOKENS = 64  # a chat template's head stands before the nonce; its size is not known from outside
 
 
 @dataclass(frozen=True)
@@ -223,6 +226,7 @@ class _Server:
     context_tokens: int | None = None
     kv_cache_tokens: int | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    tokenizes: bool | None = None
 
 
 class _Gone(Exception):
@@ -263,11 +267,10 @@ class _Run:
                 self._prepare_physics()
                 self._prepare_prompts()
                 self._show_plan()
-                self.lag.start()
+                await self._align_text()
                 await self._warm_up()
                 await self._ladder()
             finally:
-                self.lag.stop()
                 self.writer.close()
             return self._finish()
 
@@ -431,22 +434,35 @@ class _Run:
 
     # -- sending
 
-    def _job(self, point: Point, *, index: int, repeat: int, warmup: bool, key: str, groups: Sequence[Any] = ()) -> Job:
+    async def _jobs(self, point: Point, repeat: int, *, warmup: bool, groups: Sequence[Any] = ()) -> list[Job]:
+        """The requests of one round, serialised before any clock starts."""
+        key = f"{point.id}/r{repeat}"
+        return [
+            await self._job(point, i, repeat, warmup=warmup, key=f"{key}/i{i}", groups=groups) for i in range(point.concurrency)
+        ]
+
+    async def _job(self, point: Point, index: int, repeat: int, *, warmup: bool, key: str, groups: Sequence[Any] = ()) -> Job:
         assert self.factory is not None  # noqa: S101 - made by _prepare_prompts
         begun = time.perf_counter()
         plan: NeedlePlan | None = None
         if groups:
             kind, depths = groups[(repeat * point.concurrency + index) % len(groups)]
             plan = plan_needles(kind, depths, seed=self.seed, key=key)
-        prompt = self.factory.prompt(point.input_tokens, seed_key=key, needles=plan)
-        # Hashed: vLLM takes 128 characters at most, and neither '@' nor '/'.
-        salt = (
-            hashlib.sha256(f"{self.salt}-{key}".encode()).hexdigest()[:32]
-            if self.config.cache_salt and self.config.mode == "cold"
-            else None
-        )
-        version = Version.parse(self.server.version) if _is_version(self.server.version) else None
-        template = self.adapter.generate_ids(self.server.model, point.output_tokens, cache_salt=salt, version=version)
+        salt = None
+        if self.config.cache_salt and self.config.mode == "cold":
+            # Hashed: vLLM takes 128 characters at most, and neither '@' nor '/'.
+            salt = hashlib.sha256(f"{self.salt}-{key}".encode()).hexdigest()[:32]
+        parts: tuple[Buffer, ...]
+        if self.config.transport == "text":
+            text = await self._text_prompt(point.input_tokens, key, plan)
+            path, parts = "/v1/chat/completions", (self._chat_body(text.text, point.output_tokens, salt),)
+            sha256, start, nonce, shared = text.sha256, text.start, text.nonce, _TEXT_SHARED_TOKENS
+        else:
+            prompt = self.factory.prompt(point.input_tokens, seed_key=key, needles=plan)
+            version = Version.parse(self.server.version) if _is_version(self.server.version) else None
+            template = self.adapter.generate_ids(self.server.model, point.output_tokens, cache_salt=salt, version=version)
+            path, parts = template.path, (template.head, *prompt.ids_json, template.tail)
+            sha256, start, nonce, shared = prompt.sha256, prompt.start, prompt.nonce, prompt.shared_prefix_tokens
         return Job(
             point_id=point.id,
             index=index,
@@ -454,15 +470,85 @@ class _Run:
             warmup=warmup,
             input_tokens=point.input_tokens,
             output_tokens=point.output_tokens,
-            path=template.path,
-            parts=(template.head, *prompt.ids_json, template.tail),
+            path=path,
+            parts=parts,
             build_s=time.perf_counter() - begun,
-            prompt_sha256=prompt.sha256,
-            prompt_start=prompt.start,
-            nonce=prompt.nonce,
-            shared_prefix_tokens=prompt.shared_prefix_tokens,
+            prompt_sha256=sha256,
+            prompt_start=start,
+            nonce=nonce,
+            shared_prefix_tokens=shared,
             judge=functools.partial(answers, plan) if plan is not None else None,
         )
+
+    # -- text prompts, for gateways and chat endpoints that take no ids
+
+    def _chat_body(self, text: str, output_tokens: int, salt: str | None) -> bytes:
+        body: dict[str, Any] = {
+            "model": self.server.model,
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": output_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "ignore_eos": True,
+            "min_tokens": output_tokens,
+        }
+        if salt is not None and self.config.engine == "vllm":
+            body["cache_salt"] = salt
+        return json.dumps(body, separators=(",", ":")).encode()
+
+    async def _text_prompt(self, tokens: int, key: str, plan: NeedlePlan | None) -> TextPrompt:
+        """A prompt as text, aligned to the server's own count: its /tokenize, else our tokenizer plus what usage taught us."""
+        factory = self.factory
+        assert factory is not None  # noqa: S101 - made by _prepare_prompts
+        tokenizer = factory.corpus.tokenizer
+        assert tokenizer is not None  # noqa: S101 - _check demands one for text
+        loop = asyncio.get_running_loop()
+
+        def count(text: str) -> int:
+            if self.server.tokenizes is not False:
+                told = asyncio.run_coroutine_threadsafe(self._server_count(text), loop).result()
+                if told is not None:
+                    return told
+            return len(tokenizer.encode(text)) + self.text_overhead
+
+        return await asyncio.to_thread(factory.text_prompt, tokens, seed_key=key, count=count, needles=plan)
+
+    async def _server_count(self, text: str) -> int | None:
+        """Tokens of a chat message by the server's /tokenize; ``None`` (and never asked again) where it has none."""
+        body = {"model": self.server.model, "messages": [{"role": "user", "content": text}], "add_generation_prompt": True}
+        try:
+            reply = await self._call("POST", "/tokenize", body, timeout_s=60.0)
+        except _Gone:
+            return None
+        answer = reply.json() if reply.status == 200 else None
+        count = answer.get("count") if isinstance(answer, Mapping) else None
+        self.server.tokenizes = isinstance(count, int)
+        return count if isinstance(count, int) else None
+
+    async def _align_text(self) -> None:
+        """Without /tokenize: learn from usage how many tokens the server adds, with small untimed prompts of their own."""
+        if self.config.transport != "text":
+            return
+        await self._server_count("probe")
+        for attempt in range(4):
+            if self.server.tokenizes:
+                self.say("align", "text prompts are counted by the server's own /tokenize")
+                return
+            point = Point(max(64, min(p.input_tokens for p in self.config.points)), 1, 1)
+            job = await self._job(point, 0, -1, warmup=True, key=f"align/{attempt}")
+            record = (await self._burst([job], self._timeouts(point)))[0]
+            if record.prompt_tokens is None:
+                self.say(
+                    "align", f"the server's count is not known ({record.error or 'no usage'}): text lengths are our own count"
+                )
+                return
+            error = record.prompt_tokens - record.input_tokens
+            if error == 0:
+                self.say("align", f"text prompts are exact; the server adds {self.text_overhead} tokens (chat template)")
+                return
+            self.text_overhead += error
+        self.say("align", "text prompts cannot be aligned exactly to the server's count: see each point's token error")
 
     def _timeouts(self, point: Point) -> Timeouts:
         floor_s = self.config.timeout_floor_s
@@ -476,7 +562,7 @@ class _Run:
         smallest = min(self.config.points, key=lambda p: (p.input_tokens, p.output_tokens))
         point = Point(smallest.input_tokens, min(smallest.output_tokens, 16), 1)
         self.say("warm-up", f"one untimed prompt of {point.input_tokens:,} tokens", point_id=smallest.id)
-        job = replace(self._job(point, index=0, repeat=-1, warmup=True, key="warm-up"), point_id=smallest.id)
+        job = replace(await self._job(point, 0, -1, warmup=True, key="warm-up"), point_id=smallest.id)
         records = await self._burst([job], self._timeouts(point))
         record = records[0]
         if record.status is RequestStatus.OK and record.ttft_s is not None:
@@ -563,7 +649,7 @@ class _Run:
         if before is None or after is None:
             return after
         prompt = sum(r.input_tokens for r in records if r.status is RequestStatus.OK)
-        output = sum(r.completion_tokens or 0 for r in records if r.status is RequestStatus.OK)
+        output = sum(min(r.completion_tokens or 0, r.output_tokens) for r in records if r.status is RequestStatus.OK)
         deadline = time.perf_counter() + _SETTLE_S
         while time.perf_counter() < deadline and after is not None:
             moved = delta(before, after)
@@ -631,10 +717,7 @@ class _Run:
 
         if config.mode == "warm":
             for repeat in range(repeats):
-                primers = [
-                    self._job(point, index=i, repeat=repeat, warmup=True, key=f"{point.id}/r{repeat}/i{i}", groups=groups)
-                    for i in range(point.concurrency)
-                ]
+                primers = await self._jobs(point, repeat, warmup=True, groups=groups)
                 await self._burst(primers, self._timeouts(point))
         before = await self._counters()
         began = time.perf_counter()
@@ -643,10 +726,7 @@ class _Run:
         server_dead: str | None = None
         try:
             for repeat in range(repeats):
-                jobs = [
-                    self._job(point, index=i, repeat=repeat, warmup=False, key=f"{point.id}/r{repeat}/i{i}", groups=groups)
-                    for i in range(point.concurrency)
-                ]
+                jobs = await self._jobs(point, repeat, warmup=False, groups=groups)
                 begun = time.perf_counter()
                 records = await self._burst(jobs, self._timeouts(point), count)
                 burst_s += time.perf_counter() - begun
@@ -767,7 +847,7 @@ class _Run:
                 warm_mode=config.mode == "warm",
                 exact_ids=config.transport == "ids",
                 foreign_running=(before.running or 0) + (before.waiting or 0) if before is not None else None,
-                lag_share=self.lag.share(began, ended),
+                lag_share=self.lag.share(began, ended, of_s=burst_s),
                 server_dead=server_dead,
                 limits=config.limits,
             )
@@ -867,8 +947,8 @@ class _Run:
             "context_tokens": config.context_tokens or self.server.context_tokens,
             "kv_cache_tokens": self.server.kv_cache_tokens,
             "budget_s": config.budget_s,
-            "limits": config.limits,
-            "needles": config.needles,
+            "limits": to_jsonable(config.limits),
+            "needles": to_jsonable(config.needles),
             "cache_salt": config.cache_salt,
             "flush": config.flush,
             "corpus": self.factory.corpus.fingerprint if self.factory else None,

@@ -276,7 +276,6 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.options = state.options
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
         self.buffer = bytearray()
         self.head: tuple[str, str, dict[str, str]] | None = None
@@ -285,6 +284,10 @@ class Connection(asyncio.Protocol):
         self.request_began_at = 0.0
         self.pending_head = b""
         self.discarding = False
+
+    @property
+    def options(self) -> Options:
+        return self.state.options
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -390,7 +393,11 @@ class Connection(asyncio.Protocol):
         if method == "POST" and path in _GENERATE_PATHS:
             self.generate(path, body)
             return
-        if path == "/metrics" and options.metrics:
+        if path == "/standin" and method == "POST":
+            # Tests only: a new command line, and everything forgotten, without the cost of a new process.
+            self.state.__init__(parse(json.loads(bytes(body))))  # type: ignore[misc]
+            self.respond(200, {})
+        elif path == "/metrics" and options.metrics:
             self.respond(200, text=metrics_text(self.state))
         elif path in ("/health", "/health_generate", "/ping"):
             self.respond(200, text="")
@@ -531,19 +538,17 @@ async def _serve(options: Options) -> int:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    foreign = None
-    if options.foreign_every:
 
-        async def other_client() -> None:
-            while True:
-                await asyncio.sleep(options.foreign_every or 1)
-                if state.running:
-                    state.foreign()
+    async def other_client() -> None:
+        while True:
+            every = state.options.foreign_every
+            await asyncio.sleep(every or 0.05)
+            if every and state.running:
+                state.foreign()
 
-        foreign = asyncio.ensure_future(other_client())
+    foreign = asyncio.ensure_future(other_client())
     await stopped.wait()
-    if foreign is not None:
-        foreign.cancel()
+    foreign.cancel()
     server.close()
     return 0
 

@@ -1,6 +1,5 @@
 """The log of a start, like the engines write it, and the ways in which one fails."""
 
-# ruff: noqa: E501 - log lines are as long as the engines write them
 from __future__ import annotations
 
 import sys

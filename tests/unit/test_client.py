@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import shutil
 import ssl
@@ -14,7 +15,6 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-
 from longhaul.client import (
     Client,
     Endpoint,
@@ -55,7 +55,7 @@ class Sink:
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     """``data`` cut at these places (mod its length)."""
     at = sorted({c % (len(data) + 1) for c in cuts} | {0, len(data)})
-    return [data[a:b] for a, b in zip(at, at[1:], strict=False) if b > a]
+    return [data[a:b] for a, b in itertools.pairwise(at) if b > a]
 
 
 cuts = st.lists(st.integers(0, 10_000), max_size=12)
@@ -121,7 +121,9 @@ EVENTS = [{"a": 1}, {"text": "zwölf\nlines"}, {"b": [1, 2]}]
 
 @given(cuts, st.sampled_from(["\n", "\r\n", "\r"]))
 def test_events_read_the_same_however_they_are_cut(where: list[int], end: str) -> None:
-    text = f": ping{end}{end}" + "".join(f"event: m{end}data: {json.dumps(e)}{end}{end}" for e in EVENTS) + f"data: [DONE]{end}{end}"
+    text = (
+        f": ping{end}{end}" + "".join(f"event: m{end}data: {json.dumps(e)}{end}{end}" for e in EVENTS) + f"data: [DONE]{end}{end}"
+    )
     reader = SseReader()
     found = [p for piece in pieces(text.encode(), where) for p in reader.feed(piece)]
     # A lone CR at the very end may yet become CRLF: the last event is only sure with one more byte.
@@ -402,8 +404,7 @@ def test_connections_are_kept_alive_and_a_stale_one_is_replaced() -> None:
     statuses: list[RequestStatus] = []
 
     async def act(client: Client) -> None:
-        for _ in range(5):
-            statuses.append((await client.stream("/x", (b"{}",), VLLM, Timeouts())).status)
+        statuses.extend([(await client.stream("/x", (b"{}",), VLLM, Timeouts())).status for _ in range(5)])
 
     connections = asyncio.run(with_server(script, act))
     assert statuses == [RequestStatus.OK] * 5

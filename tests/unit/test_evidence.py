@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from longhaul.engines import get_engine
 from longhaul.evidence import CacheFinding, Delta, cache_finding, delta, parse_counters, parse_models, traffic
 from longhaul.results import Counters, RequestRecord, RequestStatus

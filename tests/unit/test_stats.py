@@ -7,7 +7,6 @@ import statistics
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from longhaul.results import Stats
 from longhaul.stats import change, disagreement, noise, percentile, summarize
 

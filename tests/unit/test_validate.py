@@ -1,0 +1,388 @@
+"""Whole runs against the stand-in: a healthy server passes, and every way to fool or fail us gets its verdict and reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from longhaul.architecture import load_architecture
+from longhaul.errors import UserError
+from longhaul.hardware import Gpu
+from longhaul.load import read_records
+from longhaul.results import RequestStatus, RunResult, Verdict, load_run
+from longhaul.validate import NeedleSettings, Point, Progress, ValidateConfig, validate
+from longhaul.verdict import Limits
+from standin.fixture import StandIn
+from tiny_tokenizer import write_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHITECTURE = load_architecture(Path(__file__).parent / "configs" / "smollm2-135m.json")
+# A device on which 4,000 tokens of this model cannot take less than about 0.14 s, and on which the stand-in's honest
+# prefill (20,000 tokens/s: 0.2 s) is possible.
+SLOW_GPU = Gpu("test device", 2**30, 1e12, {"bf16": 8e12}, "made up for this test")
+HONEST = ("--ttft", "0.02", "--prefill-rate", "20000", "--gap", "0.002")
+QUICK = ("--ttft", "0.02", "--gap", "0.002")
+
+
+def config(url: str, out: Path, **changes: Any) -> ValidateConfig:
+    values: dict[str, Any] = {
+        "url": url, "engine": "vllm", "host": "h1", "out_dir": out, "run_id": "run-1", "points": (Point(4000, 8, 1),),
+        "vocab_size": 50_000, "seed": 7, "warmup": False, "timeout_floor_s": 0.3,
+    }  # fmt: skip
+    return ValidateConfig(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[StandIn]:
+    """One stand-in process for all tests whose server survives them; ``become`` gives it a new command line."""
+    with StandIn() as server:
+        yield server
+
+
+@pytest.fixture
+def run(shared: StandIn) -> Callable[..., RunResult]:
+    """One validation against a fresh stand-in with these flags."""
+
+    def act(standin: Sequence[str], out: Path, **changes: Any) -> RunResult:
+        shared.become("--engine", changes.get("engine", "vllm"), *standin)
+        return validate(config(shared.url, out, **changes), lambda step: None)
+
+    return act
+
+
+def codes(result: RunResult) -> set[str]:
+    return {reason.code for point in result.points for reason in point.reasons}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_healthy_server_passes_and_leaves_everything_on_disk(engine: str, tmp_path: Path) -> None:
+    points = (Point(1000, 8, 1), Point(2000, 8, 4))
+    with StandIn("--engine", engine, "--served-model-name", "m", "--serial-prefill", *HONEST) as server:
+        steps: list[Progress] = []
+        result = validate(
+            config(server.url, tmp_path, engine=engine, points=points, repeats=2, warmup=True, hardware=(SLOW_GPU, 1),
+                   architecture=ARCHITECTURE),
+            steps.append,
+        )  # fmt: skip
+    assert result.verdict is Verdict.PASS, result.reasons
+    assert result.model == "m"
+    assert [p.cache_state for p in result.points] == ["COLD", "COLD"]
+    first, second = result.points
+    assert (first.completed, second.completed, first.failed, first.timed_out) == (2, 8, 0, 0)
+    assert first.token_error_max == 0
+    assert first.ttft_s is not None
+    assert first.ttft_s.p50 == pytest.approx(0.07, abs=0.03)
+    assert first.tpot_s is not None
+    assert first.tpot_s.p50 == pytest.approx(0.002, abs=0.002)
+    assert first.physics is not None
+    assert first.physics.ratio > 1
+    assert first.before is not None
+    assert first.after is not None
+    assert (first.after.prompt_tokens or 0) - (first.before.prompt_tokens or 0) == 2000
+    assert load_run(tmp_path / "run.json") == result
+    records = read_records(tmp_path / "requests.jsonl")
+    assert [r.warmup for r in records].count(True) == 1
+    timed = [r for r in records if not r.warmup]
+    assert len(timed) == 10
+    assert len({r.nonce for r in records}) == len({r.prompt_sha256 for r in records}) == 11, "no prompt is sent twice"
+    assert {s.stage for s in steps} >= {"connect", "plan", "warm-up", "point", "done"}
+    assert any(s.left_s is not None and s.stage == "plan" for s in steps)
+
+
+def test_the_same_seed_gives_both_engines_the_same_prompts(tmp_path: Path, run: Callable[..., RunResult]) -> None:
+    sent = []
+    for engine in ("vllm", "sglang"):
+        run(QUICK, tmp_path / engine, engine=engine, points=(Point(500, 4, 2),))
+        sent.append({(r.index, r.prompt_sha256) for r in read_records(tmp_path / engine / "requests.jsonl")})
+    assert sent[0] == sent[1]
+
+
+PHYSICS: dict[str, Any] = {"hardware": (SLOW_GPU, 1), "architecture": ARCHITECTURE}
+
+# The stand-in's fault -> verdict, reason, words. One row a way to fool or fail a validation.
+FAULTS = [
+    pytest.param([*HONEST, "--too-fast"], PHYSICS, Verdict.INVALID, "below_floor", "cached share of", id="too fast"),
+    pytest.param([*QUICK, "--drop-usage"], {}, Verdict.INCONCLUSIVE, "no_usage", "no usage", id="drops usage"),
+    pytest.param([*QUICK, "--miscount-prompt", "13"], {}, Verdict.INVALID, "token_error", "+13", id="miscounts the prompt"),
+    pytest.param(
+        [*QUICK, "--miscount-prompt", "-500"], {}, Verdict.INVALID, "token_error", "3,500 prompt tokens where 4,000", id="truncates the prompt"
+    ),
+    pytest.param([*QUICK, "--miscount-completion", "3"], {}, Verdict.INVALID, "output_token_error", "11 output", id="miscounts output"),
+    pytest.param(
+        [*QUICK, "--stall-after", "3", "--fault-from", "2"], {"warmup": True}, Verdict.FAIL, "request_failed", "stalled", id="stalls"
+    ),
+    pytest.param([*QUICK, "--reject-over", "5000"], {}, Verdict.FAIL, "request_failed", "HTTP 413", id="413"),
+    pytest.param([*QUICK, "--close-after", "3"], {}, Verdict.FAIL, "request_failed", "after 3 token events", id="closes early"),
+    pytest.param([*QUICK, "--broken-sse-after", "3"], {}, Verdict.FAIL, "request_failed", "no JSON", id="broken SSE"),
+    pytest.param([*QUICK, "--error-after", "3"], {}, Verdict.FAIL, "request_failed", "EngineCore", id="error in the stream"),
+    pytest.param([*QUICK, "--http-error", "400"], {}, Verdict.FAIL, "request_failed", "HTTP 400: stand-in", id="HTTP 400"),
+    pytest.param([*QUICK, "--http-error", "500"], {}, Verdict.FAIL, "request_failed", "HTTP 500: stand-in", id="HTTP 500"),
+    pytest.param(
+        ["--ttft", "0.3", "--gap", "0.002", "--foreign-every", "0.05"],
+        {}, Verdict.INCONCLUSIVE, "foreign_traffic", "beyond ours", id="another client",
+    ),
+    pytest.param([*QUICK, "--no-metrics"], {}, Verdict.INCONCLUSIVE, "no_metrics", "no counters", id="no metrics"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize(("standin", "changes", "verdict", "code", "words"), FAULTS)
+def test_the_table_of_faults(
+    engine: str,
+    standin: list[str],
+    changes: dict[str, Any],
+    verdict: Verdict,
+    code: str,
+    words: str,
+    tmp_path: Path,
+    run: Callable[..., RunResult],
+) -> None:
+    result = run(standin, tmp_path, engine=engine, **changes)
+    point = result.points[0]
+    found = {r.code: r for r in point.reasons}
+    assert result.verdict is point.verdict is verdict, point.reasons
+    assert code in found, point.reasons
+    assert words in found[code].text
+    timed = [r for r in read_records(tmp_path / "requests.jsonl") if not r.warmup]
+    assert len(timed) == 1, "the evidence of a failure is kept too"
+
+
+# How a server that remembers a prompt tells it: (stand-in, physics known) -> code, cached share by the words.
+CACHES = [
+    pytest.param(HONEST, {}, "cached_prompt", "by usage.cached_tokens", id="it says so"),
+    pytest.param((*HONEST, "--cache-silent", "usage"), {}, "cached_prompt", "by cache counters", id="only the counters say so"),
+    pytest.param((*HONEST, "--cache-silent", "all"), PHYSICS, "below_floor", "would explain it", id="nothing says so"),
+]
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize(("standin", "changes", "code", "words"), CACHES)
+def test_the_same_prompt_twice_is_invalid(
+    engine: str, standin: tuple[str, ...], changes: dict[str, Any], code: str, words: str, tmp_path: Path
+) -> None:
+    careless: dict[str, Any] = {"engine": engine, "cache_salt": False, "flush": False, **changes}
+    with StandIn("--engine", engine, *standin) as server:
+        cold = validate(config(server.url, tmp_path / "a", **careless), lambda s: None)
+        warm = validate(config(server.url, tmp_path / "b", **careless), lambda s: None)
+    assert cold.verdict is Verdict.PASS, cold.reasons
+    assert warm.verdict is Verdict.INVALID
+    reason = next(r for r in warm.points[0].reasons if r.code == code)
+    assert words in reason.text
+    if code == "cached_prompt":
+        assert warm.points[0].cache_state == "WARM"
+        assert warm.points[0].cached_share == pytest.approx(3984 / 4000, abs=0.005)
+    else:
+        physics = warm.points[0].physics
+        assert physics is not None
+        assert (physics.explaining_cached_share or 0) > 0.5
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_salt_or_flush_makes_the_same_prompt_cold_again(engine: str, tmp_path: Path) -> None:
+    with StandIn("--engine", engine, *HONEST) as server:
+        for number in (1, 2):
+            result = validate(config(server.url, tmp_path / str(number), engine=engine), lambda s: None)
+            assert result.verdict is Verdict.PASS, result.reasons
+
+
+def test_warm_mode_measures_the_cache_and_says_so(tmp_path: Path, run: Callable[..., RunResult]) -> None:
+    result = run(HONEST, tmp_path, mode="warm", **PHYSICS)
+    assert result.verdict is Verdict.PASS, result.reasons
+    assert result.mode == "warm"
+    assert result.points[0].cache_state == "WARM"
+    assert result.points[0].cached_share == pytest.approx(0.996, abs=0.01)
+
+
+def test_many_short_distinct_prompts_give_no_false_alarm(tmp_path: Path, run: Callable[..., RunResult]) -> None:
+    for engine in ("vllm", "sglang"):
+        result = run(QUICK, tmp_path / engine, engine=engine, points=(Point(40, 2, 50),), repeats=2)
+        assert result.points[0].completed == 100
+        assert not codes(result) & {"cached_prompt", "token_error", "below_floor", "cache_unknown"}
+
+
+def test_a_point_that_fails_does_not_stop_the_ladder(tmp_path: Path, run: Callable[..., RunResult]) -> None:
+    points = (Point(100, 4, 1), Point(2000, 4, 1), Point(300, 4, 1))
+    result = run((*QUICK, "--close-after", "1", "--fault-min-input", "1000"), tmp_path, points=points)
+    assert [p.verdict for p in result.points] == [Verdict.PASS, Verdict.FAIL, Verdict.PASS]
+    assert result.verdict is Verdict.FAIL
+
+
+def test_a_dead_server_fails_the_rest_at_once_and_keeps_what_was_measured(tmp_path: Path) -> None:
+    points = (Point(100, 4, 1), Point(2000, 4, 2), Point(300, 4, 1), Point(400, 4, 50))
+    began = time.perf_counter()
+    with StandIn(*QUICK, "--die-after", "2", "--fault-min-input", "1000") as server:
+        result = validate(config(server.url, tmp_path, points=points), lambda s: None)
+    assert time.perf_counter() - began < 6
+    assert [p.verdict for p in result.points] == [Verdict.PASS, Verdict.FAIL, Verdict.FAIL, Verdict.FAIL]
+    assert [p.ran for p in result.points] == [True, True, False, False]
+    assert "gone" in result.points[3].reasons[0].text
+    assert [r.status for r in read_records(tmp_path / "requests.jsonl")].count(RequestStatus.OK) == 1
+
+
+def test_a_missed_limit_fails_and_goodput_counts_only_what_meets_it(tmp_path: Path, run: Callable[..., RunResult]) -> None:
+    result = run(("--ttft", "0.1", "--gap", "0.002"), tmp_path, limits=Limits(ttft_s=0.05, e2e_s=30))
+    point = result.points[0]
+    assert point.verdict is Verdict.FAIL
+    assert codes(result) == {"slo_missed"}
+    assert point.goodput_per_s == 0
+    assert (point.requests_per_s or 0) > 0
+
+
+def test_repeats_that_disagree_are_inconclusive(tmp_path: Path, run: Callable[..., RunResult]) -> None:
+    result = run(("--ttft", "0.15", "--gap", "0.002", "--jitter", "3"), tmp_path, points=(Point(500, 4, 1),), repeats=4)
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert codes(result) == {"repeats_disagree"}
+
+
+def test_a_client_that_lags_says_so_of_itself(tmp_path: Path) -> None:
+    with StandIn("--ttft", "0.6", "--gap", "0.002") as server:
+
+        def slow_screen(step: Progress) -> None:
+            if step.stage == "running":
+                time.sleep(0.4)  # blocks the event loop over the first token's arrival
+
+        result = validate(config(server.url, tmp_path), slow_screen)
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert codes(result) == {"client_lag"}
+    assert (result.points[0].client_lag_s or 0) > 0.2
+
+
+def test_points_over_the_budget_are_listed_not_run(tmp_path: Path, run: Callable[..., RunResult]) -> None:
+    points = (Point(200, 4, 1), Point(200_000, 4, 1), Point(300, 4, 1))
+    result = run((*QUICK, "--prefill-rate", "100000"), tmp_path, points=points, budget_s=4.0, warmup=True)
+    assert [p.ran for p in result.points] == [True, False, True]
+    assert result.points[1].verdict is Verdict.INCONCLUSIVE
+    assert result.points[1].reasons[0].code == "not_run"
+    assert (result.points[1].expected_s or 0) > 4.0
+
+
+def test_concurrency_points_say_what_will_queue(tmp_path: Path) -> None:
+    steps: list[str] = []
+    with StandIn("--engine", "sglang", "--kv-tokens", "2100", *QUICK) as server:
+        wanted = config(server.url, tmp_path, engine="sglang", points=(Point(1000, 4, 5),))
+        result = validate(wanted, lambda s: steps.append(s.message))
+    assert (result.points[0].fits_at_once, result.points[0].will_queue) == (2, 3)
+    assert any("2 fit at once, 3 will queue" in s for s in steps)
+
+
+def test_needles_are_asked_for_in_the_timed_request(tmp_path: Path, run: Callable[..., RunResult]) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    known = ("--tokenizer-json", str(tokenizer / "tokenizer.json"), *QUICK)
+    wanted: dict[str, Any] = {
+        "tokenizer_dir": tokenizer, "vocab_size": None, "corpus_dir": tmp_path / "cache", "points": (Point(1500, 40, 1),),
+        "needles": NeedleSettings(enabled=True, kinds=("multi", "single"), depths=(0.1, 0.9)), "limits": Limits(needle_recall=0.9),
+    }  # fmt: skip
+    right = run(known, tmp_path / "right", **wanted)
+    assert right.verdict is Verdict.PASS, right.reasons
+    assert right.needle_recall == 1.0
+    assert {(c.kind, c.depth, c.asked, c.found) for c in right.needles} == {
+        ("multi", 0.1, 1, 1), ("multi", 0.9, 1, 1), ("single", 0.1, 1, 1), ("single", 0.9, 1, 1),
+    }  # fmt: skip
+    wrong = run((*known, "--needles", "wrong"), tmp_path / "wrong", **wanted)
+    assert wrong.verdict is Verdict.FAIL
+    assert [r.code for r in wrong.reasons] == ["needle_recall"]
+    assert wrong.needle_recall == 0.0
+    kept = read_records(tmp_path / "wrong" / "requests.jsonl")[0].needles
+    assert kept[0].expected != kept[0].answer.split(",")[0].strip(), "the raw answer is kept"
+
+
+def test_needles_do_not_apply_to_random_weights(tmp_path: Path, run: Callable[..., RunResult]) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    result = run(
+        QUICK, tmp_path / "out", tokenizer_dir=tokenizer, vocab_size=None, corpus_dir=tmp_path / "cache",
+        points=(Point(1500, 4, 1),), needles=NeedleSettings(enabled=True, dummy_weights=True), limits=Limits(needle_recall=0.9),
+    )  # fmt: skip
+    assert result.verdict is Verdict.PASS, result.reasons
+    assert result.needle_recall is None
+    assert "not applicable" in (result.needle_note or "")
+
+
+def test_text_mode_aligns_with_the_servers_own_count(tmp_path: Path, run: Callable[..., RunResult]) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    result = run(
+        QUICK, tmp_path / "out", tokenizer_dir=tokenizer, vocab_size=None, corpus_dir=tmp_path / "cache",
+        transport="text", points=(Point(300, 4, 1), Point(700, 4, 2)),
+    )  # fmt: skip
+    assert [p.token_error_max for p in result.points] == [0, 0]
+    assert result.verdict is Verdict.PASS, result.reasons
+
+
+def test_slower_than_the_baseline_beyond_noise_fails(tmp_path: Path, run: Callable[..., RunResult]) -> None:
+    points = (Point(500, 10, 2),)
+    run(("--ttft", "0.05", "--gap", "0.01"), tmp_path / "then", points=points, repeats=2)
+    baseline = tmp_path / "then" / "run.json"
+    same = run(("--ttft", "0.05", "--gap", "0.01"), tmp_path / "same", points=points, repeats=2, baseline=baseline,
+               limits=Limits(tolerance=1.0))  # fmt: skip
+    assert "regression" not in {r.code for r in same.reasons}
+    slow = run(("--ttft", "0.25", "--gap", "0.01"), tmp_path / "slow", points=points, repeats=2, baseline=baseline)
+    assert slow.verdict is Verdict.FAIL
+    assert "TTFT" in next(r.text for r in slow.reasons if r.code == "regression")
+
+
+def test_a_killed_run_loses_nothing_it_measured(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from longhaul.validate import *\n"
+        "validate(ValidateConfig(url=sys.argv[1], engine='vllm', host='h', out_dir=Path(sys.argv[2]), run_id='r', vocab_size=5000,\n"
+        " points=(Point(100, 4, 1), Point(5000, 4, 1)), warmup=False), lambda s: print(s.stage, s.done, flush=True))\n"
+    )
+    with StandIn("--ttft", "0.02", "--gap", "0.002", "--stall-after", "1", "--fault-min-input", "1000") as server:
+        env = os.environ | {"PYTHONPATH": str(ROOT / "module_utils")}
+        command = [sys.executable, "-c", script, server.url, str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("running"):
+                    break  # the second point is stalled now
+            process.send_signal(signal.SIGKILL)
+    records = read_records(tmp_path / "requests.jsonl")
+    assert [(r.input_tokens, r.status) for r in records] == [(100, RequestStatus.OK)]
+    kept = load_run(tmp_path / "run.json")
+    assert not kept.complete
+    assert [p.verdict for p in kept.points] == [Verdict.PASS]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"points": ()}, "empty ladder"),
+        ({"points": (Point(0, 5, 1),)}, "input 0"),
+        ({"points": (Point(8000, 193, 1),), "context_tokens": 8192}, "8,000 + 193"),
+        ({"points": (Point(5, 5), Point(5, 5))}, "same point twice"),
+        ({"engine": "tgi"}, "tgi"),
+        ({"engine_version": "latest"}, "latest"),
+        ({"mode": "hot"}, "hot"),
+        ({"vocab_size": None}, "tokenizer"),
+        ({"url": "ftp://x"}, "ftp://x"),
+        ({"needles": NeedleSettings(enabled=True)}, "needles"),
+        ({"baseline": Path("/nonexistent/run.json")}, "no result file"),
+    ],
+)
+def test_wrong_input_is_one_line_before_anything_is_sent(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        validate(replace(config("http://127.0.0.1:1", tmp_path), **changes), lambda s: None)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_server_wrong_model_wrong_key_and_too_long_for_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no server"):
+        validate(config("http://127.0.0.1:1", tmp_path), lambda s: None)
+    with StandIn("--api-key", "right", "--max-model-len", "4096", *QUICK) as server:
+        with pytest.raises(UserError, match="refused the key"):
+            validate(config(server.url, tmp_path, api_key="wrong"), lambda s: None)
+        with pytest.raises(UserError, match="standin-model"):
+            validate(config(server.url, tmp_path, api_key="right", model="other"), lambda s: None)
+        with pytest.raises(UserError, match="4,096"):
+            validate(config(server.url, tmp_path, api_key="right", points=(Point(4090, 7),)), lambda s: None)
+        good = validate(config(server.url, tmp_path, api_key="right", points=(Point(400, 7),)), lambda s: None)
+    assert good.verdict is Verdict.PASS
+    assert "right" not in json.dumps(json.loads((tmp_path / "run.json").read_text())["settings"])
