@@ -19,7 +19,8 @@ options:
     type: dict
     default: {}
   driver:
-    description: "Plan the packages of a driver: distribution, major, machine, source, version, kernel_modules, nvswitch."
+    description: "Plan the packages of a driver: distribution, major, machine, source, version, kernel_modules, nvswitch,
+      packages (in place of the planned)."
     type: dict
   facts_dir: {description: Where to keep the facts as C(longhaul_host.fact)., type: path}
   progress_file: {description: Set by the action plugin., type: path}
@@ -37,6 +38,9 @@ status: {description: The worst of the checks., returned: always, type: str}
 problems: {description: "One line for each check that failed.", returned: always, type: list}
 warnings_found: {description: "One line for each check that warns.", returned: always, type: list}
 driver_plan: {description: The packages to install., returned: with driver and an NVIDIA device, type: dict}
+driver_missing: {description: "Planned packages that are absent or of another version.", returned: with driver_plan, type: list}
+driver_replaces: {description: Whether installing them replaces packages., returned: with driver_plan, type: bool}
+driver_unheld: {description: Planned packages that are not on hold., returned: with driver_plan, type: list}
 driver_loaded: {description: Version of the running kernel module., returned: always, type: str}
 driver_installed: {description: Version of the kernel module on disk., returned: always, type: str}
 reboot_reason: {description: Why the driver works only after a reboot; empty when it works now., returned: always, type: str}
@@ -45,9 +49,10 @@ reboot_reason: {description: Why the driver works only after a reboot; empty whe
 import dataclasses
 from pathlib import Path
 
+from ansible.module_utils.longhaul.debfiles import INSTALLED_FORMAT, parse_installed
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.files import read_json, to_json, write_atomic
-from ansible.module_utils.longhaul.gpudriver import plan_driver, reboot_needed
+from ansible.module_utils.longhaul.gpudriver import compare_installed, plan_driver, reboot_needed
 from ansible.module_utils.longhaul.hostcheck import FAIL, WARN, as_facts, check_host, expected_from, read_host
 from ansible.module_utils.longhaul_module import run_module
 
@@ -62,6 +67,16 @@ def versions(module):
         code, out, _ = module.run_command([modinfo, "-F", "version", "nvidia"])
         installed = out.strip() if code == 0 else ""
     return loaded, installed
+
+
+def packages(module, names):
+    """(name -> version of those installed, names of those on hold; dnf's locks are not asked)."""
+    if module.get_bin_path("dpkg-query"):
+        _, out, _ = module.run_command(["dpkg-query", "-W", f"-f={INSTALLED_FORMAT}", *names])
+        on_hold = [line.split("\t")[0] for line in out.splitlines() if line.rpartition("\t")[2].startswith("hi")]
+        return parse_installed(out), on_hold
+    _, out, _ = module.run_command(["rpm", "-q", "--qf", "%{NAME}\\t%{EVR}\\n", *names])
+    return dict(line.split("\t", 1) for line in out.splitlines() if "\t" in line), []
 
 
 def work(module, progress):
@@ -85,18 +100,27 @@ def work(module, progress):
     if options["driver"] and state.has_nvidia:
         wanted = dict(options["driver"])
         nvswitch = state.has_nvswitch if wanted.get("nvswitch") in (None, "", "auto") else module.boolean(wanted["nvswitch"])
-        result["driver_plan"] = dataclasses.asdict(
-            plan_driver(
-                distribution=str(wanted.get("distribution")),
-                major=str(wanted.get("major")),
-                machine=str(wanted.get("machine", "x86_64")),
-                source=str(wanted.get("source")),
-                version=str(wanted.get("version") or ""),
-                kernel_modules=str(wanted.get("kernel_modules", "auto")),
-                nvswitch=nvswitch,
-                device_ids=[device.device_id for device in state.pci if device.kind == "gpu"],
-            )
+        version = str(wanted.get("version") or "")
+        plan = plan_driver(
+            distribution=str(wanted.get("distribution")),
+            major=str(wanted.get("major")),
+            machine=str(wanted.get("machine", "x86_64")),
+            source=str(wanted.get("source")),
+            version=version,
+            kernel_modules=str(wanted.get("kernel_modules", "auto")),
+            nvswitch=nvswitch,
+            device_ids=[device.device_id for device in state.pci if device.kind == "gpu"],
         )
+        if wanted.get("packages"):
+            names = tuple(str(name).split("=")[0] for name in wanted["packages"])
+            plan = dataclasses.replace(plan, names=names, packages=tuple(map(str, wanted["packages"])))
+            version = ""
+        installed, held = packages(module, plan.names)
+        found = compare_installed(plan, version, installed, held)
+        result["driver_plan"] = dataclasses.asdict(plan)
+        result["driver_missing"] = list(found.missing)
+        result["driver_replaces"] = found.replaces
+        result["driver_unheld"] = list(found.unheld)
     if options["facts_dir"]:
         path = Path(options["facts_dir"]) / "longhaul_host.fact"
         try:

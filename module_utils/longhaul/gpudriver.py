@@ -8,7 +8,7 @@ must have exactly the driver's version (Fabric Manager User Guide), so it carrie
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import UserError
@@ -24,6 +24,8 @@ _FIRST_PINNING_BRANCH = 575
 _FIRST_UNVERSIONED_FABRIC_BRANCH = 580
 # PCI device ids below this are Volta (0x1d81-0x1dff) or older, and cannot use the open modules.
 _FIRST_TURING_ID = 0x1E00
+# Released apart from the driver, so they cannot carry its version.
+_UNPINNED = ("nvlsm", "linux-modules-nvidia-")
 # GPUs of an NVLink-5 board need the subnet manager beside the fabric manager.
 _SUBNET_MANAGER_GPUS = frozenset({0x2901, 0x3182})
 
@@ -34,6 +36,7 @@ class DriverPlan:
 
     ``names`` are the same without it, for holding. ``pinning`` is installed first where the repository has such a package;
     ``module_stream`` is dnf's. ``repository`` is the distribution's folder in NVIDIA's repository (``debian12``).
+    ``unpinned`` are the names whose version is their own.
     """
 
     kernel_modules: str
@@ -44,7 +47,17 @@ class DriverPlan:
     fabric_manager: bool
     repository: str
     architecture: str
-    headers: tuple[str, ...]
+    unpinned: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A plan against a host: ``missing`` names (absent or of another version), whether that ``replaces`` packages that are
+    there, and which names are ``unheld``."""
+
+    missing: tuple[str, ...]
+    replaces: bool
+    unheld: tuple[str, ...]
 
 
 def branch_of(version: str) -> int:
@@ -112,9 +125,9 @@ def plan_driver(
         names = _distribution_names(family, branch, is_open, nvswitch)
     else:
         names = _upstream_names(family, branch, is_open, nvswitch, subnet)
-    unpinned = {"nvlsm"}
     pin = _pin(version, family, source)
-    packages = tuple(name if name in unpinned or not pin else f"{name}{pin}" for name in names)
+    unpinned = tuple(name for name in names if _has_own_version(name, family, source))
+    packages = tuple(name if not pin or name in unpinned else f"{name}{pin}" for name in names)
     stream = ""
     if family == "RedHat" and source == "upstream":
         stream = f"nvidia-driver:{branch}-open" if is_open else f"nvidia-driver:{branch}-dkms"
@@ -130,11 +143,7 @@ def plan_driver(
         fabric_manager=nvswitch,
         repository={"Ubuntu": f"ubuntu{major}04", "Debian": f"debian{major}", "RedHat": f"rhel{major}"}[family],
         architecture="sbsa" if machine in {"aarch64", "arm64"} else "x86_64",
-        headers={
-            "Ubuntu": ("linux-headers-{kernel}",),
-            "Debian": ("linux-headers-{kernel}",),
-            "RedHat": ("kernel-devel-{kernel}", "kernel-headers"),
-        }[family],
+        unpinned=unpinned,
     )
 
 
@@ -188,6 +197,11 @@ def _distribution_names(family: str, branch: int, is_open: bool, nvswitch: bool)
     return tuple(names)
 
 
+def _has_own_version(name: str, family: str, source: str) -> bool:
+    # Debian's persistence daemon is a source package of its own.
+    return name.startswith(_UNPINNED) or (family == "Debian" and source == "distribution" and name == "nvidia-persistenced")
+
+
 def _pin(version: str, family: str, source: str) -> str:
     """A full version as a suffix for the package manager; a branch alone pins nothing here."""
     version = version.strip()
@@ -211,3 +225,19 @@ def reboot_needed(*, loaded: str, installed: str, nouveau_loaded: bool) -> str:
     if loaded and loaded != installed:
         return f"the kernel runs driver {loaded}, {installed} is installed"
     return ""
+
+
+def compare_installed(plan: DriverPlan, version: str, installed: Mapping[str, str], held: Sequence[str]) -> Installed:
+    """What of a plan the host lacks. ``installed`` maps package names to versions (epochs allowed), ``held`` names held ones."""
+    exact = version.strip() if version.count(".") >= 1 else ""
+
+    def right(name: str) -> bool:
+        if name not in installed:
+            return False
+        if not exact or name in plan.unpinned:
+            return True
+        return installed[name].split(":")[-1].startswith((f"{exact}-", f"{exact}+", f"{exact}~")) or installed[name] == exact
+
+    missing = tuple(name for name in plan.names if not right(name))
+    replaces = any(name in installed for name in missing)
+    return Installed(missing, replaces, tuple(name for name in plan.names if name not in held))
