@@ -75,7 +75,9 @@ def work(module, progress):
                 token = Path(options["token_file"]).read_text(encoding="utf-8").strip()
             except OSError as exc:
                 raise UserError(
-                    f"token file {options['token_file']} ({exc.strerror})", "a readable file on the host", "set model_store_hub_token_file"
+                    f"token file {options['token_file']} ({exc.strerror})",
+                    "a readable file on the host",
+                    "set model_store_hub_token_file",
                 ) from exc
         stored = store_hub(path, options["repo"], options["revision"], token, progress.say, check_only=module.check_mode)
     result = {"changed": stored.changed, "path": str(stored.path), "revision": stored.revision}

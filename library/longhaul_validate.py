@@ -45,7 +45,7 @@ reasons: {description: Why., returned: always, type: list}
 out_dir: {description: Where the evidence lies., returned: always, type: str}
 """
 
-from ansible.module_utils.longhaul.endpoint_test import progress_line, run_endpoint_test
+from ansible.module_utils.longhaul.endpoint_test import QuietProgress, run_endpoint_test
 from ansible.module_utils.longhaul.hostfacts import update_facts, validated_facts
 from ansible.module_utils.longhaul.layout import layout
 from ansible.module_utils.longhaul_module import run_module
@@ -56,7 +56,12 @@ def work(module, progress):
     options = module.params
     where = layout(options["facts_home"], options["instance"]) if options["facts_home"] else None
     if module.check_mode:
-        return {"changed": False, "verdict": "INCONCLUSIVE", "reasons": ["check mode sends nothing"], "out_dir": options["out_dir"]}
+        return {
+            "changed": False,
+            "verdict": "INCONCLUSIVE",
+            "reasons": ["check mode sends nothing"],
+            "out_dir": options["out_dir"],
+        }
     run = run_endpoint_test(
         options["spec"],
         options["options"],
@@ -68,7 +73,7 @@ def work(module, progress):
         api_key_file=options["api_key_file"],
         remote=options["remote"],
         layout=where,
-        on_progress=lambda step: progress.say(progress_line(step)),
+        on_progress=QuietProgress(progress.say),
     )
     result = {
         "changed": False,

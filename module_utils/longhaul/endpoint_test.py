@@ -145,7 +145,9 @@ def points_from(options: Mapping[str, Any]) -> tuple[Point, ...]:
         try:
             points.append(Point(int(row["input_tokens"]), int(row.get("output_tokens", output)), int(row.get("concurrency", 1))))
         except (KeyError, TypeError, ValueError) as exc:
-            raise UserError(f"context_test_points entry {row!r}", "input_tokens, output_tokens, concurrency", "correct it") from exc
+            raise UserError(
+                f"context_test_points entry {row!r}", "input_tokens, output_tokens, concurrency", "correct it"
+            ) from exc
     return tuple(dict.fromkeys(points))
 
 
@@ -200,7 +202,9 @@ def read_api_key(spec: Mapping[str, Any], path: str | None, remote: bool) -> str
     try:
         return Path(chosen).read_text(encoding="utf-8").strip() or None
     except OSError as exc:
-        raise UserError(f"key file {chosen} ({exc.strerror})", "a readable file with the API key", "set context_test_api_key_file") from exc
+        raise UserError(
+            f"key file {chosen} ({exc.strerror})", "a readable file with the API key", "set context_test_api_key_file"
+        ) from exc
 
 
 def progress_line(step: Progress) -> str:
@@ -214,6 +218,25 @@ def progress_line(step: Progress) -> str:
     if step.left_s:
         parts.append(f"about {step.left_s:.0f} s left")
     return "  ".join(p for p in parts if p)
+
+
+class QuietProgress:
+    """Passes on every event of a run but thins out the running ones: a line when a request ends, else every ten seconds."""
+
+    EVERY_S = 10.0
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._last, _ = say, -self.EVERY_S, None
+        self._done: tuple[str | None, int] = (None, -1)
+
+    def __call__(self, step: Progress) -> None:
+        """One event."""
+        if step.stage == "running":
+            news = (step.point_id, step.done)
+            if news == self._done and step.elapsed_s - self._last < self.EVERY_S:
+                return
+            self._done, self._last = news, step.elapsed_s
+        self._say(progress_line(step))
 
 
 def _architecture(model_dir: Path) -> ModelArchitecture | None:

@@ -138,7 +138,7 @@ def store_hub(
     The token is passed to the library and nowhere else. Free disk is checked against the files' sizes first.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub.utils._paths import filter_repo_objects
 
     api = HfApi(token=token or False)
     try:

@@ -83,7 +83,9 @@ class LiveAction(ActionBase):
         heard = time.monotonic()
         while True:
             time.sleep(wait_s)
-            read = self._low_level_execute_command(f"tail -c +{offset + 1} {shlex.quote(file)} 2>/dev/null || true", sudoable=True)
+            read = self._low_level_execute_command(
+                f"tail -c +{offset + 1} {shlex.quote(file)} 2>/dev/null || true", sudoable=True
+            )
             texts, done, used = progress.parse_progress(read.get("stdout", ""))
             offset += used
             for text in texts:

@@ -1,0 +1,138 @@
+#!/usr/bin/python
+"""Plan what an engine will hold, refuse what cannot work, compare with the engine after its start."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: longhaul_plan
+short_description: Plan what an engine will hold, and compare with the engine after its start
+description:
+  - V(gate) plans from the deployment's own settings and the host's GPUs, and refuses what cannot hold one request.
+  - V(drift) sets the engine's own figures (read from its log by M(longhaul_wait)) beside the plan.
+author: [Longhaul]
+options:
+  mode: {description: Before or after the start., type: str, choices: [gate, drift], default: gate}
+  engine: {description: Engine name., type: str, required: true}
+  version: {description: Engine version., type: str, required: true}
+  settings: {description: Engine settings., type: dict, required: true}
+  model_path: {description: The model's folder on the host., type: path}
+  model_config: {description: "config.json as data, where it is known before the model is there.", type: dict}
+  gpu: {description: "Name of the GPU; empty means what nvidia-smi says.", type: str, default: ""}
+  ladder_tokens: {description: Prompt lengths that validation will ask for., type: list, elements: int, default: []}
+  concurrency: {description: Requests at once that validation will ask for., type: list, elements: int, default: []}
+  output_tokens: {description: Tokens that each request generates., type: int, default: 0}
+  capacity: {description: "The engine's own figures (V(drift)).", type: dict, default: {}}
+  policy: {description: "What a refusal or a drift does: V(fail), V(warn) or V(off).", type: str, choices: [fail, warn, "off"], default: fail}
+  home: {description: "longhaul_home: figures of the last start are taken from its facts (V(drift)).", type: path}
+  instance: {description: Name of the endpoint on this host., type: str, default: default}
+  progress_file: {description: Set by the action plugin., type: path}
+"""
+
+EXAMPLES = r"""
+- name: Plan
+  longhaul_plan:
+    engine: vllm
+    version: 0.12.0
+    settings: {model_path: /models/scout, served_model_name: scout, context_tokens: 2097152, tensor_parallel: 8}
+    model_path: /models/scout
+"""
+
+RETURN = r"""
+planned: {description: The plan in short., returned: when one could be made, type: dict}
+drift: {description: "predicted, engine, drift, exact.", returned: mode drift, type: dict}
+skipped_reason: {description: Why nothing was planned., returned: when nothing was, type: str}
+"""
+
+from pathlib import Path
+
+from ansible.module_utils.longhaul.endpoint_test import detect_gpus
+from ansible.module_utils.longhaul.files import read_json
+from ansible.module_utils.longhaul.gate import advice, choose_gpu, drift, drift_facts, gate, planned_facts
+from ansible.module_utils.longhaul.layout import layout
+from ansible.module_utils.longhaul.preflight import model_config
+from ansible.module_utils.longhaul.spec import settings_from
+from ansible.module_utils.longhaul_module import run_module
+
+
+def work(module, progress):
+    """Plan or compare."""
+    options = module.params
+    if options["policy"] == "off":
+        return {"changed": False, "skipped_reason": "switched off"}
+    settings = settings_from(options["settings"])
+    config = options["model_config"]
+    if options["model_path"]:
+        config = model_config(Path(options["model_path"])) or config
+    gpu, count = choose_gpu(settings.device, options["gpu"], detect_gpus())
+    if options["mode"] == "drift":
+        return compare(module, settings, config, gpu)
+    ladder = [
+        (tokens + options["output_tokens"], at_once) for tokens in options["ladder_tokens"] for at_once in options["concurrency"]
+    ]
+    result = gate(options["engine"], options["version"], settings, config, gpu=gpu, host_gpus=count, ladder=ladder)
+    if result.plan is None:
+        return {"changed": False, "skipped_reason": result.skipped}
+    answer = {"changed": False, "planned": planned_facts(result.plan)}
+    refused = [f"found: {f.found} | required: {f.required} | fix: {f.fix}" for f in result.refusals]
+    for finding in result.findings:
+        if finding.severity == "warn" or options["policy"] == "warn":
+            module.warn(f"capacity: found: {finding.found} | required: {finding.required} | fix: {finding.fix}")
+    if refused and options["policy"] == "fail":
+        near = advice(result, count)
+        answer["failed"] = True
+        answer["msg"] = "\n".join(refused) + (f" | nearest plans that fit: {near}" if near else "")
+    return answer
+
+
+def compare(module, settings, config, gpu):
+    """The engine's own figures beside the plan."""
+    options = module.params
+    capacity = options["capacity"] or {}
+    if not any(v is not None for v in capacity.values()) and options["home"]:
+        facts = read_json(layout(options["home"], options["instance"]).facts_file) or {}
+        capacity = ((facts.get("deployed") or {}).get("start") or {}).get("capacity") or {}
+    if config is None or gpu is None:
+        return {"changed": False, "skipped_reason": "no model configuration, or no GPU that we know"}
+    found = drift(options["engine"], options["version"], settings, config, gpu, capacity)
+    if found is None:
+        return {"changed": False, "skipped_reason": "the engine printed no capacity figures"}
+    answer = {"changed": False, "drift": drift_facts(found)}
+    if found.exact and found.predicted.get("agrees") is False:
+        text = (
+            f"found: the engine's capacity is {100 * (found.drift or 0):+.1f}% off the plan: engine {found.engine.get('sum')} | "
+            f"required: within {100 * found.predicted['tolerance']:.0f}% of the plan: {found.predicted.get('sum')} | "
+            "fix: check that settings and model are the ones planned; engine_capacity_drift: warn lets it pass"
+        )
+        if options["policy"] == "fail":
+            answer["failed"] = True
+            answer["msg"] = text
+        else:
+            module.warn(text)
+    return answer
+
+
+def main():
+    """Entry point."""
+    run_module(
+        {
+            "mode": {"type": "str", "choices": ["gate", "drift"], "default": "gate"},
+            "engine": {"type": "str", "required": True},
+            "version": {"type": "str", "required": True},
+            "settings": {"type": "dict", "required": True},
+            "model_path": {"type": "path"},
+            "model_config": {"type": "dict"},
+            "gpu": {"type": "str", "default": ""},
+            "ladder_tokens": {"type": "list", "elements": "int", "default": []},
+            "concurrency": {"type": "list", "elements": "int", "default": []},
+            "output_tokens": {"type": "int", "default": 0},
+            "capacity": {"type": "dict", "default": {}},
+            "policy": {"type": "str", "choices": ["fail", "warn", "off"], "default": "fail"},
+            "home": {"type": "path"},
+            "instance": {"type": "str", "default": "default"},
+        },
+        work,
+    )
+
+
+if __name__ == "__main__":
+    main()
