@@ -17,9 +17,21 @@ def longhaul_endpoint(hostvars: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def longhaul_status_row(hostvars: Mapping[str, Any]) -> dict[str, Any]:
+    """A host's variables -> one row of the status table (see longhaul_show)."""
+    status = hostvars.get("engine_status")
+    row = {"host": str(hostvars["inventory_hostname"])}
+    if not isinstance(status, Mapping) or "state" not in status:
+        return {**row, "state": "unreachable"}
+    return {
+        **row,
+        **{k: status.get(k) for k in ("state", "deployed", "health", "verdict", "verdict_age_s", "kv_usage", "running")},
+    }
+
+
 class FilterModule:
     """Registered by ansible.cfg."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name -> function."""
-        return {"longhaul_endpoint": longhaul_endpoint}
+        return {"longhaul_endpoint": longhaul_endpoint, "longhaul_status_row": longhaul_status_row}

@@ -1,0 +1,59 @@
+#!/usr/bin/python
+"""Ask an endpoint how it is; read the end of its log."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: longhaul_status
+short_description: Ask an endpoint how it is, or read the end of its log
+author: [Longhaul]
+description:
+  - Deployed, healthy, last verdict and its age, KV use. Changes nothing.
+options:
+  home: {description: longhaul_home on the host., type: path, required: true}
+  instance: {description: Name of the endpoint on this host., type: str, default: default}
+  log_lines: {description: How many lines of the log to return., type: int, default: 0}
+  log_grep: {description: Only lines that match this expression., type: str, default: ""}
+  progress_file: {description: Set by the action plugin., type: path}
+"""
+
+EXAMPLES = r"""
+- name: How is it?
+  longhaul_status:
+    home: /opt/longhaul
+"""
+
+RETURN = r"""
+state: {description: "absent, up or down.", returned: always, type: str}
+log_tail: {description: Lines., returned: when log_lines is given, type: list}
+"""
+
+import dataclasses
+import re
+
+from ansible.module_utils.longhaul.errors import UserError
+from ansible.module_utils.longhaul.status import endpoint_status, log_tail
+from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
+
+
+def work(module, progress):
+    """Ask."""
+    options = module.params
+    where = endpoint(module)
+    result = {"changed": False, "log": str(where.log)}
+    if options["log_lines"]:
+        try:
+            result["log_tail"] = log_tail(where, options["log_lines"], options["log_grep"])
+        except re.error as exc:
+            raise UserError(f"logs_grep {options['log_grep']!r}: {exc}", "a regular expression", "correct logs_grep") from exc
+        return {**result, "state": "read"}
+    return {**result, **dataclasses.asdict(endpoint_status(where))}
+
+
+def main():
+    """Entry point."""
+    run_module({**ENDPOINT, "log_lines": {"type": "int", "default": 0}, "log_grep": {"type": "str", "default": ""}}, work)
+
+
+if __name__ == "__main__":
+    main()
