@@ -106,6 +106,21 @@ class Tokenizer:
         self.added_ids: frozenset[int] = frozenset(raw.get_added_tokens_decoder())
         self.vocab_size: int = raw.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def bos_id(self) -> int | None:
+        """The id of the token that begins every text, where the tokenizer names one."""
+        named = self.config.get("bos_token")
+        spelled = named.get("content") if isinstance(named, dict) else named
+        return self.token_id(spelled) if isinstance(spelled, str) else None
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the model is used to a BOS before plain text: the config says so, or encoding adds it by itself."""
+        if self.config.get("add_bos_token") is not None:
+            return bool(self.config["add_bos_token"]) and self.bos_id is not None
+        added = self._raw.encode("", add_special_tokens=True).ids
+        return bool(added) and added[0] == self.bos_id
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Text -> ids, no special tokens added; special tokens spelled out in the text become their ids."""
         return tuple(self._raw.encode(text, add_special_tokens=False).ids)

@@ -289,16 +289,9 @@ def _closed(pieces: list[Piece]) -> list[Piece]:
 _INSTRUCTION = "A long text follows. It hides some facts. Read it, then answer the question that stands at its end."
 
 
-def _bos_id(tokenizer: Tokenizer) -> int | None:
-    bos = tokenizer.config.get("bos_token")
-    spelled = bos.get("content") if isinstance(bos, dict) else bos
-    return tokenizer.token_id(spelled) if isinstance(spelled, str) else None
-
-
 def plain_frame(tokenizer: Tokenizer) -> _Frame:
     """For a base model or a tokenizer without a chat template: BOS (where the tokenizer names one), text, question."""
-    found = _bos_id(tokenizer) if tokenizer.config.get("add_bos_token") else None
-    head = () if found is None else (found,)
+    head = (tokenizer.bos_id,) if tokenizer.adds_bos and tokenizer.bos_id is not None else ()
     return _Frame(
         head, tokenizer.encode(f"\n\n{_INSTRUCTION}\n\n"), tokenizer.encode("\n\nQuestion: "), tokenizer.encode("\nAnswer: ")
     )
@@ -337,7 +330,7 @@ def chat_frame(tokenizer: Tokenizer) -> _Frame:
         return frame
     # A template with much before the message (Llama 3: dates) would fill the first cache block alike for every prompt:
     # then the nonce goes before all of it, after BOS.
-    keep = 1 if frame.head[0] == _bos_id(tokenizer) else 0
+    keep = 1 if frame.head[0] == tokenizer.bos_id else 0
     return _Frame(frame.head[:keep], frame.head[keep:] + frame.intro, frame.before_question, frame.tail)
 
 

@@ -15,6 +15,8 @@ from longhaul.errors import UserError
 from longhaul.needles import KINDS, plan_needles
 from longhaul.prompts import PromptFactory
 from tiny_tokenizer import write_tokenizer
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers.processors import TemplateProcessing
 
 RANDOM = random_ids_corpus(202_048, 70_000)
 
@@ -141,6 +143,26 @@ def test_a_template_that_begins_with_much_text_does_not_push_the_nonce_out_of_th
     assert text.startswith("system: Cutting Knowledge Date")
     # The day of the run must not change the prompt.
     assert "2025-01-01" in text
+
+
+@pytest.mark.parametrize("how", ["config", "post-processor"])
+def test_plain_prompts_begin_with_bos_where_the_model_is_used_to_it(tmp_path: Path, how: str) -> None:
+    folder = write_tokenizer(tmp_path / "t", template=None)
+    if how == "config":
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**config, "add_bos_token": True}))
+    else:
+        raw = RawTokenizer.from_file(str(folder / "tokenizer.json"))
+        bos = raw.token_to_id("<|im_start|>")
+        raw.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", bos)])
+        raw.save(str(folder / "tokenizer.json"))
+    corpus = ensure_corpus(tokens=5000, cache_dir=tmp_path, tokenizer=folder)
+    plan = plan_needles("single", [0.5], seed=1, key="k")
+    prompt = PromptFactory(corpus, 1).prompt(1000, seed_key="k", needles=plan)
+    bos_id = tokenizer_of(corpus).token_id("<|im_start|>")
+    assert [i for i, token in enumerate(prompt.ids()) if token == bos_id] == [0]
+    assert prompt.shared_prefix_tokens == 1
+    assert len(prompt.ids()) == 1000
 
 
 NO_SYSTEM = (
