@@ -1,0 +1,190 @@
+"""From bare hosts to Docker that runs a container, by the playbook's own roles; and what must survive that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testbed import images, play
+from testbed.bed import Bed, Host
+
+pytestmark = pytest.mark.testbed
+
+# What the operator wrote by hand before we came: a key of theirs, and a log size other than our default.
+THEIRS = {"debug": True, "log-opts": {"max-size": "10m"}, "labels": ["rack=b7"]}
+PLAYBOOK = """
+- hosts: all
+  gather_facts: true
+  tasks:
+    - ansible.builtin.include_role: {name: gpu_driver}
+    - ansible.builtin.include_role: {name: container_runtime}
+"""
+
+
+@pytest.fixture(scope="module")
+def hosts(bed: Bed) -> Iterator[list[Host]]:
+    made = bed.hosts(2, prefix="bare")
+    yield made
+    bed.remove(made)
+
+
+@pytest.fixture(scope="module")
+def inventory(bed: Bed, hosts: list[Host], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    variables = {"container_runtime_insecure_registries": [bed.registry]}
+    return bed.write_inventory(tmp_path_factory.mktemp("provision") / "inventory", {"engines": hosts}, variables)
+
+
+@pytest.fixture(scope="module")
+def playbook(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("playbook") / "roles.yml"
+    path.write_text(PLAYBOOK)
+    return path
+
+
+@pytest.fixture(scope="module")
+def provisioned(hosts: list[Host], inventory: Path, playbook: Path) -> tuple[play.Played, play.Played]:
+    """The dry run on bare hosts, then the real one."""
+    hosts[0].write("/etc/docker/daemon.json", json.dumps(THEIRS))
+    dry = play.play(playbook, inventory, "--check", "--diff")
+    untouched = [host.run("ls /usr/sbin/dockerd /etc/docker/daemon.json.longhaul", check=False).returncode for host in hosts]
+    assert all(untouched), "check mode changed something"
+    return dry, play.play(playbook, inventory)
+
+
+def test_check_mode_on_bare_hosts_says_what_would_change(provisioned: tuple[play.Played, play.Played], hosts: list[Host]) -> None:
+    dry, _ = provisioned
+    assert dry.code == 0, dry.text[-3000:]
+    assert dry.changed > 0
+    assert "would install docker.io" in dry.text
+    assert '"live-restore": true' in dry.text  # the diff of daemon.json
+
+
+def test_a_host_without_a_gpu_says_so_in_one_line(provisioned: tuple[play.Played, play.Played], hosts: list[Host]) -> None:
+    for host in hosts:
+        assert f"gpu_driver: skipped, {host.name} has no NVIDIA device on its PCI bus" in provisioned[1].text
+
+
+def test_the_findings_are_local_facts(provisioned: tuple[play.Played, play.Played], hosts: list[Host]) -> None:
+    facts = json.loads(hosts[1].read("/etc/ansible/facts.d/longhaul_host.fact"))
+    assert facts["nvidia"] is False
+    status = {check["name"]: check["status"] for check in facts["checks"]}
+    assert status["gpu_count"] == "skipped"
+    assert status["dev_shm"] == "ok"
+
+
+def test_docker_pulls_from_the_registry_and_runs(
+    provisioned: tuple[play.Played, play.Played], bed: Bed, hosts: list[Host]
+) -> None:
+    assert provisioned[1].code == 0, provisioned[1].text[-3000:]
+    image = images.standin(bed, ("1.0",))["1.0"]
+    for host in hosts:
+        said = host.run(f"docker run --rm {image.pinned} python3 -c 'print(6*7)'", timeout_s=180)
+        assert said.stdout.strip() == "42"
+
+
+def test_the_operators_settings_survive(provisioned: tuple[play.Played, play.Played], bed: Bed, hosts: list[Host]) -> None:
+    merged = json.loads(hosts[0].read("/etc/docker/daemon.json"))
+    assert merged["debug"] is True
+    assert merged["labels"] == ["rack=b7"]
+    assert merged["log-opts"] == {"max-size": "10m", "max-file": "5"}
+    assert merged["live-restore"] is True
+    assert merged["insecure-registries"] == [bed.registry]
+    assert "kept as the host has it: log-opts.max-size" in provisioned[1].text
+    copies = hosts[0].run("ls /etc/docker").stdout
+    assert any(name.startswith("daemon.json.") and name.endswith("~") for name in copies.split())  # theirs, as it was
+    assert json.loads(hosts[1].read("/etc/docker/daemon.json"))["log-opts"]["max-size"] == "100m"
+
+
+def test_the_packages_are_held(provisioned: tuple[play.Played, play.Played], hosts: list[Host]) -> None:
+    assert "docker.io" in hosts[0].run("apt-mark showhold").stdout.split()
+
+
+def test_a_second_run_changes_nothing(provisioned: tuple[play.Played, play.Played], inventory: Path, playbook: Path) -> None:
+    again = play.play(playbook, inventory)
+    assert again.code == 0, again.text[-3000:]
+    assert again.changed == 0, again.changes()
+    dry = play.play(playbook, inventory, "--check", "--diff")
+    assert dry.code == 0, dry.text[-3000:]
+    assert dry.changed == 0, dry.changes()
+
+
+def test_containers_live_through_a_change_that_restarts_the_daemon(
+    provisioned: tuple[play.Played, play.Played], bed: Bed, hosts: list[Host], inventory: Path, playbook: Path
+) -> None:
+    host = hosts[1]
+    image = images.standin(bed, ("1.0",))["1.0"]
+    host.run(f"docker run -d --name lives {image.reference} sleep 600", timeout_s=120)
+    before = host.run("docker inspect -f '{{.State.Pid}} {{.State.StartedAt}}' lives; systemctl show -p MainPID docker").stdout
+    changed = play.play(playbook, inventory, "--limit", host.name, "-e", '{"container_runtime_log_max_files": 7}')
+    assert changed.code == 0, changed.text[-3000:]
+    after = host.run("docker inspect -f '{{.State.Pid}} {{.State.StartedAt}}' lives; systemctl show -p MainPID docker").stdout
+    assert after.splitlines()[0] == before.splitlines()[0]
+    assert after.splitlines()[1] != before.splitlines()[1]
+    assert json.loads(host.read("/etc/docker/daemon.json"))["log-opts"]["max-file"] == "7"
+    host.run("docker rm -f lives")
+
+
+def test_a_broken_daemon_json_is_refused_and_left_alone(
+    provisioned: tuple[play.Played, play.Played], hosts: list[Host], inventory: Path, playbook: Path
+) -> None:
+    host = hosts[1]
+    good = host.read("/etc/docker/daemon.json")
+    host.write("/etc/docker/daemon.json", '{"debug": true,}')
+    try:
+        refused = play.play(playbook, inventory, "--limit", host.name)
+        assert refused.code == 2
+        assert "/etc/docker/daemon.json is not JSON" in refused.text
+        assert host.read("/etc/docker/daemon.json") == '{"debug": true,}'
+    finally:
+        host.write("/etc/docker/daemon.json", good)
+
+
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [
+        ({"container_runtime_source": "upstream"}, "docker.io is installed | required: no other Docker"),
+        ({"container_runtime_source": "internet"}, "found: container_runtime_source internet | required: one of distribution"),
+        ({"container_runtime_source": "files"}, "required: a folder with the package files"),
+        ({"gpu_driver_expected": {"gpus": 8}}, "found: no NVIDIA device on the PCI bus | required: 8 GPUs"),
+        ({"gpu_driver_reboot": "always"}, "required: never or if_needed"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    provisioned: tuple[play.Played, play.Played], hosts: list[Host], inventory: Path, playbook: Path,
+    variable: dict[str, object], words: str,
+) -> None:  # fmt: skip
+    refused = play.play(playbook, inventory, "--limit", hosts[1].name, "-e", json.dumps(variable))
+    assert refused.code == 2
+    assert words in " ".join(refused.text.split())
+
+
+def test_an_air_gapped_host_installs_from_carried_files(
+    provisioned: tuple[play.Played, play.Played], bed: Bed, hosts: list[Host], playbook: Path, tmp_path: Path
+) -> None:
+    # A host with a network collects the files: Docker and all that a bare host lacks for it.
+    fetch = "mkdir -p /root/debs && cd /root/debs && apt-get install -y -q --no-install-recommends --reinstall --download-only"
+    bare = bed.hosts(1, prefix="gap")[0]
+    try:
+        plan = bare.run(
+            "apt-get update -q >/dev/null && apt-get install -s --no-install-recommends docker.io apparmor python3-requests"
+            " | awk '/^Inst/{print $2}'",
+            timeout_s=300,
+        ).stdout.split()
+        assert "docker.io" in plan
+        hosts[0].run(f"{fetch} -o Dir::Cache::Archives=/root/debs {' '.join(plan)}", timeout_s=300)
+        folder = tmp_path / "debs"
+        bed.docker("cp", f"{hosts[0].container}:/root/debs", folder)
+        # The gap: no list of packages, no way out.
+        bare.run("rm -rf /var/lib/apt/lists/* /etc/apt/sources.list; ip route del default")
+        variables = {"container_runtime_source": "files", "container_runtime_files_dir": str(folder)}
+        inventory = bed.write_inventory(tmp_path / "inventory", {"engines": [bare]}, variables)
+        done = play.play(playbook, inventory)
+        assert done.code == 0, done.text[-3000:]
+        assert bare.run("docker version --format '{{.Server.Version}}'").stdout.strip()
+        again = play.play(playbook, inventory)
+        assert (again.code, again.changed) == (0, 0), again.changes()
+    finally:
+        bed.remove([bare])
