@@ -10,6 +10,7 @@ one attention kind that share a block table. ``bytes_per_block`` is what one blo
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -646,7 +647,7 @@ class _Sizing:
         """Bytes that those fixed costs may take, ``None`` if unlimited."""
         return None
 
-    @property
+    @functools.cached_property
     def layer_token_bytes(self) -> int:
         """KV bytes a token and layer on one GPU. MLA's latent is whole on every GPU; KV heads are split, then replicated."""
         if self.model.mla:
@@ -688,7 +689,7 @@ class _VllmSizing(_Sizing):
     block: int = 16
     in_flight: int = 0
 
-    @property
+    @functools.cached_property
     def block_bytes(self) -> int:
         """One block on the fullest stage: a page for each layer of its largest group."""
         widest = max(max(self.layers_in(st, g) for g in self.groups) for st in self.stages)
@@ -778,6 +779,7 @@ class _SglangSizing(_Sizing):
     page: int = 1
     kvcache_ratio: float = 0.0
 
+    @functools.cached_property
     def _layer_counts(self) -> tuple[int, int]:
         """(full, local) layers of the stage that holds most bytes."""
         counts = []
@@ -835,7 +837,7 @@ class _SglangSizing(_Sizing):
     def _split(self, available: int) -> tuple[int, int | None]:
         """(full, local) token slots. Integers and floats as the releases mix them."""
         cell, limit = self.layer_token_bytes, self.settings.max_total_tokens
-        full_layers, local_layers = self._layer_counts()
+        full_layers, local_layers = self._layer_counts
         if self.hybrid != "on":
             slots = self._align(max(available, 0) // (cell * (full_layers + local_layers)))
             return (min(slots, self._align(limit)) if limit else slots), None
@@ -875,7 +877,7 @@ class _SglangSizing(_Sizing):
 
     def pool_sum(self, pool: Pool) -> str:
         cell = self.layer_token_bytes
-        full_layers, local_layers = self._layer_counts()
+        full_layers, local_layers = self._layer_counts
         if pool.local_tokens is None:
             layers = full_layers + local_layers
             return f"{pool.available_bytes:,} B // ({layers} layers x {cell:,} B) = {pool.tokens:,} tokens"
@@ -889,7 +891,7 @@ class _SglangSizing(_Sizing):
         return self._holds(max(full - 1, 0), local, tokens)
 
     def request_bytes(self, tokens: int) -> int:
-        full_layers, local_layers = self._layer_counts()
+        full_layers, local_layers = self._layer_counts
         local_tokens = self._local_need(tokens) if self.hybrid == "on" else tokens
         return self.layer_token_bytes * (full_layers * tokens + local_layers * local_tokens)
 
@@ -954,7 +956,8 @@ def _vllm_block(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, rules: Vllm
     return 16
 
 
-def _sizing(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> _Sizing:
+def _sizing(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, stages: tuple[_Stage, ...] | None = None) -> _Sizing:
+    """The sizing of that engine. ``stages``: weights counted before (they do not depend on the context)."""
     kv_dtype = normal_dtype(s.kv_dtype)
     if kv_dtype == "auto":
         # Both engines serve an fp32 checkpoint in 16 bit unless told otherwise.
@@ -962,7 +965,7 @@ def _sizing(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> _Sizing:
         if normal_dtype(s.weights_dtype) in {"fp32", "fp16"}:
             kv_dtype = normal_dtype(s.weights_dtype)
     bytes_each = float(_KV_BYTES.get(kv_dtype, 2))
-    stages, rope = _stages(model, s), _rope_bytes(model, s)
+    stages, rope = stages or _stages(model, s), _rope_bytes(model, s)
     if s.engine == "vllm":
         rules = vllm_rules(s.release)
         has_chunks = any(x.kind is AttentionKind.CHUNKED for x in model.layers)
@@ -1161,9 +1164,10 @@ def _hybrid_gain(sizing: _Sizing, pool: Pool) -> float | None:
 
 def _max_context(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, concurrency: float) -> int:
     top = model.max_positions or _LONGEST
+    stages = _stages(model, s)
 
     def holds(tokens: int) -> bool:
-        sizing = _sizing(model, gpu, replace(s, context_tokens=tokens))
+        sizing = _sizing(model, gpu, replace(s, context_tokens=tokens), stages)
         available = sizing.available()[1]
         if available <= 0 or sizing.at_once(available, tokens) < concurrency:
             return False

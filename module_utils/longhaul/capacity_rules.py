@@ -6,6 +6,7 @@ vLLM was read in every minor release from 0.12.0 to 0.33.0, SGLang in 0.5.6.post
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -134,11 +135,13 @@ def _facts_at(flips: Sequence[Flip], release: Release) -> dict[str, Any]:
     return facts
 
 
+@functools.cache
 def vllm_rules(release: Release) -> VllmRules:
     """The rules of that vLLM release."""
     return VllmRules(**_facts_at(VLLM_FLIPS, release))
 
 
+@functools.cache
 def sglang_rules(release: Release) -> SglangRules:
     """The rules of that SGLang release."""
     return SglangRules(**_facts_at(SGLANG_FLIPS, release))
