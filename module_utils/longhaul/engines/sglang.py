@@ -52,7 +52,7 @@ API_KEY_ENV = "LONGHAUL_SGLANG_API_KEY"
 # SGLang takes its key from argv only, where `ps` shows it to every user of the host, and prints it with its settings at
 # the start. This program takes the key out of the environment, hands it over inside the process (argv as the kernel
 # shows it stays without it), and keeps it out of the log.
-KEY_LAUNCHER = f"""\
+_KEY_PROGRAM = f"""\
 import logging, os, runpy, sys
 key = os.environ.pop({API_KEY_ENV!r}).strip()
 make = logging.getLogRecordFactory()
@@ -69,6 +69,8 @@ logging.setLogRecordFactory(record)
 sys.argv[1:] += ["--api-key", key]
 runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)
 """
+# One line without '%' and ';', so that it survives any service file that argv is written to.
+KEY_LAUNCHER = f"exec({_KEY_PROGRAM!r})"
 
 PHASES: tuple[PhaseMark, ...] = (
     PhaseMark("server_args=", Phase.STARTING),

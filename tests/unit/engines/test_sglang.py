@@ -104,6 +104,7 @@ def test_the_launcher_hands_the_key_over_without_showing_it(tmp_path: Path) -> N
     )
     launch = ADAPTER.launch(settings(api_key_file="/run/secrets/key"), OLD)
     assert launch.secret_env == {API_KEY_ENV: "/run/secrets/key"}
+    assert not set("\n%;$") & set(launch.argv[1]), "service files would break on these"
     done = subprocess.run(
         [sys.executable, *launch.argv],
         env={**os.environ, "PYTHONPATH": str(tmp_path), API_KEY_ENV: "planted-token\n"},
