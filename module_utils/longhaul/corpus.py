@@ -21,6 +21,7 @@ import json
 import mmap
 import os
 import shutil
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -149,8 +150,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
     Raises UserError where there is none, or where it cannot be parsed.
     """
-    import tokenizers
-
+    try:
+        import tokenizers
+    except ImportError as exc:
+        raise UserError(
+            f"Python {sys.executable} without the package tokenizers",
+            "it, to read the model's tokenizer",
+            "run scripts/bootstrap, or give the vocabulary size instead (random ids)",
+        ) from exc
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
         content = file.read_bytes()

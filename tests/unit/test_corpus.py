@@ -6,6 +6,7 @@ import errno
 import gzip
 import json
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -278,6 +279,12 @@ def test_what_a_person_can_get_wrong(tokenizer_dir: Path, tmp_path: Path) -> Non
     for arguments, words in cases:
         with pytest.raises(UserError, match=words):
             ensure_corpus(cache_dir=tmp_path, **arguments)
+
+
+def test_a_host_without_the_tokenizers_package_is_told_what_to_do(tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match="scripts/bootstrap"):
+        load_tokenizer(tokenizer_dir)
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
