@@ -626,7 +626,7 @@ def _encoded(tokenizer: Tokenizer, chunks: Iterator[str]) -> Iterator[Ids]:
         return list(islice(chunks, count))
 
     with ThreadPoolExecutor(1) as reader:
-        size = 8
+        size = 2
         pending = reader.submit(take, size)
         while batch := pending.result():
             size = min(most, size * 2)

@@ -45,6 +45,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generated corpora are at least 131,072 tokens long; less is quicker to build and the same otherwise."""
+    monkeypatch.setattr(module, "MIN_GENERATED_TOKENS", 30_000)
+    monkeypatch.setattr(module, "ALPHABET_TOKENS", 10_000)
+
+
 @given(st.lists(st.integers(0, 2**32 - 1)))
 def test_rendered_ids_are_their_decimal_text(ids: list[int]) -> None:
     assert render_ids(ids) == "".join(f"{i}," for i in ids).encode()
@@ -69,25 +76,25 @@ def test_slices_reach_the_very_end(length: int) -> None:
 
 def test_generated_corpus_is_built_once_and_then_mapped(tokenizer_dir: Path, cache: Path) -> None:
     seen: list[BuildProgress] = []
-    first = ensure_corpus(tokens=150_000, cache_dir=cache, tokenizer=tokenizer_dir, progress=seen.append)
+    first = ensure_corpus(tokens=40_000, cache_dir=cache, tokenizer=tokenizer_dir, progress=seen.append)
     assert [p.stage for p in seen][-2:] == ["checking", "done"]
     assert [p.tokens for p in seen] == sorted(p.tokens for p in seen)
-    again = ensure_corpus(tokens=150_000, cache_dir=cache, tokenizer=tokenizer_dir, progress=lambda p: pytest.fail(str(p)))
-    assert again.n_tokens == first.n_tokens == 150_000
-    assert np.array_equal(again.ids(0, 150_000), first.ids(0, 150_000))
+    again = ensure_corpus(tokens=40_000, cache_dir=cache, tokenizer=tokenizer_dir, progress=lambda p: pytest.fail(str(p)))
+    assert again.n_tokens == first.n_tokens == 40_000
+    assert np.array_equal(again.ids(0, 40_000), first.ids(0, 40_000))
     assert first.meta.distinct_16gram_share == 1.0
 
 
 def test_a_longer_corpus_begins_with_the_shorter_so_the_prompts_stay(tokenizer_dir: Path, tmp_path: Path) -> None:
-    short = ensure_corpus(tokens=140_000, cache_dir=tmp_path, tokenizer=tokenizer_dir)
-    long = ensure_corpus(tokens=260_000, cache_dir=tmp_path, tokenizer=tokenizer_dir)
-    limited = ensure_corpus(tokens=140_000, cache_dir=tmp_path, tokenizer=tokenizer_dir)
-    assert np.array_equal(short.ids(0, 140_000), long.ids(0, 140_000))
-    assert limited.n_tokens == 140_000
-    assert limited.meta.tokens == 260_000
+    short = ensure_corpus(tokens=35_000, cache_dir=tmp_path, tokenizer=tokenizer_dir)
+    long = ensure_corpus(tokens=90_000, cache_dir=tmp_path, tokenizer=tokenizer_dir)
+    limited = ensure_corpus(tokens=35_000, cache_dir=tmp_path, tokenizer=tokenizer_dir)
+    assert np.array_equal(short.ids(0, 35_000), long.ids(0, 35_000))
+    assert limited.n_tokens == 35_000
+    assert limited.meta.tokens == 90_000
     assert limited.fingerprint == short.fingerprint
     assert np.array_equal(limited.alphabet, short.alphabet)
-    assert [m.tokens for _, m in find_corpora(tmp_path)] == [260_000]
+    assert [m.tokens for _, m in find_corpora(tmp_path)] == [90_000]
 
 
 def test_seeds_and_tokenizers_do_not_share_a_corpus(tokenizer_dir: Path, cache: Path, tmp_path: Path) -> None:
@@ -103,7 +110,7 @@ def test_seeds_and_tokenizers_do_not_share_a_corpus(tokenizer_dir: Path, cache: 
 
 def test_even_a_tokenizer_of_single_bytes_gets_text_without_repeats(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path / "bytes", byte_level_only=True)
-    corpus = ensure_corpus(tokens=400_000, cache_dir=tmp_path, tokenizer=tokenizer)
+    corpus = ensure_corpus(tokens=200_000, cache_dir=tmp_path, tokenizer=tokenizer)
     assert distinct_ngram_share(corpus.ids(0, corpus.n_tokens)) > 0.99999
 
 
@@ -308,7 +315,7 @@ def test_command_line_builds_and_tells(tokenizer_dir: Path, tmp_path: Path, caps
     assert "distinct 16-grams: 100.0000%" in built
     folder = built.split("folder: ")[1].strip()
     assert main(["corpus", "info", folder]) == 0
-    assert "tokens: 131,072" in capsys.readouterr().out
+    assert "tokens: 66,536" in capsys.readouterr().out
     assert main(["corpus", "build", "--tokenizer", str(tokenizer_dir), "--tokens", "1000", *words]) == 0
     assert "(already built)" in capsys.readouterr().out
     assert main(["corpus", "info", str(tmp_path)]) == 2
