@@ -533,11 +533,11 @@ async def _serve(options: Options) -> int:
     state = State(options)
     server = await loop.create_server(lambda: Connection(state), options.host, options.port, backlog=1024)
     port = server.sockets[0].getsockname()[1]
-    start.say(f"INFO:     Uvicorn running on http://{options.host}:{port} (Press CTRL+C to quit)")
-    start.ready(options)
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    start.ready(options)
+    start.say(f"INFO:     Uvicorn running on http://{options.host}:{port} (Press CTRL+C to quit)")
 
     async def other_client() -> None:
         while True:
