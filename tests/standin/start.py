@@ -9,6 +9,7 @@ from .options import Options
 
 _VLLM = (
     "INFO 01-01 00:00:00 [api_server.py:1351] vLLM API server version 0.0.0 (stand-in)",
+    "INFO 01-01 00:00:01 [gpu_model_runner.py:3467] Starting to load model stand-in...",
     "INFO 01-01 00:00:01 [default_loader.py:308] Loading weights took {s:.2f} seconds",
     "INFO 01-01 00:00:02 [gpu_model_runner.py:3549] Model loading took 0.2600 GiB memory and {s:.6f} seconds",
     "INFO 01-01 00:00:03 [monitor.py:34] torch.compile takes {s:.2f} s in total",
