@@ -29,6 +29,7 @@ from longhaul.hardware import GIB, get_gpu
 
 CONFIGS = Path(__file__).parent / "configs"
 FIGURES = json.loads((CONFIGS / "engine_figures" / "vllm.json").read_text(encoding="utf-8"))
+SGLANG_FIGURES = json.loads((CONFIGS / "engine_figures" / "sglang.json").read_text(encoding="utf-8"))
 H200 = get_gpu("h200")
 CPU = get_gpu("cpu")
 
@@ -173,6 +174,21 @@ def test_every_release_agrees_with_its_own_code(release: str) -> None:
         else:
             assert [plan.kv_cache_tokens, plan.max_concurrency] == theirs, case
             assert plan.fits or plan.starts_anyway, case
+
+
+@pytest.mark.parametrize("release", SGLANG_FIGURES["figures"])
+def test_every_sglang_release_agrees_with_its_own_code(release: str) -> None:
+    for case, theirs in zip(SGLANG_FIGURES["cases"], SGLANG_FIGURES["figures"][release], strict=True):
+        wanted = sglang(
+            release,
+            case["context"],
+            available_kv_gib=case["available_bytes"] / GIB,
+            swa_full_tokens_ratio=case["swa_full_tokens_ratio"],
+            hybrid_kv=case["hybrid_kv"],
+            max_num_seqs=8,
+        )
+        plan = plan_capacity(model(case["model"]), H200, wanted)
+        assert [plan.kv_cache_tokens, plan.local_kv_tokens] == theirs, case
 
 
 def test_rules_change_at_the_release_that_the_row_names() -> None:
