@@ -1,0 +1,1 @@
+"""Playbooks against real engines and daemons."""
