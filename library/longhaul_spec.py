@@ -14,9 +14,12 @@ options:
   home: {description: longhaul_home on the host., type: path, required: true}
   instance: {description: Name of the endpoint on this host., type: str, default: default}
   state:
-    description: V(present) renders and stores; V(previous) swaps current and previous (rollback); V(read) only reads.
+    description:
+      - V(present) renders and stores. V(read) only reads. V(previous) swaps current and previous (a rollback by hand).
+      - V(returned) goes back from a spec that failed, by renames alone, and keeps it as C(spec/failed.json).
+      - V(proven) ends a roll - the current spec is one to return to.
     type: str
-    choices: [present, previous, read]
+    choices: [present, previous, read, returned, proven]
     default: present
   engine: {description: Engine name., type: str}
   version: {description: Engine version., type: str}
@@ -24,8 +27,9 @@ options:
   settings: {description: Engine settings (see longhaul.engines.base.EngineSettings)., type: dict, default: {}}
   python: {description: The interpreter that argv starts with., type: str}
   environment_hash: {description: Hash of the installed set (runtime process)., type: str}
-  container: {description: "Image, digest, mounts, limits (runtime docker).", type: dict}
+  container: {description: "Image, digest, mounts, limits (runtime docker); see longhaul.container.ContainerSettings.", type: dict}
   model: {description: "Where the model came from.", type: dict, default: {}}
+  probe: {description: "Also ask whether the engine of the deployed spec runs, answers, and is in the facts.", type: bool, default: false}
   progress_file: {description: Set by the action plugin., type: path}
 """
 
@@ -39,12 +43,30 @@ EXAMPLES = r"""
 RETURN = r"""
 spec: {description: The spec that is current now., returned: always, type: dict}
 previous: {description: The spec before., returned: when there was one, type: dict}
+unproven: {description: Did a roll to this spec begin that never ended?, returned: always, type: bool}
+healthy: {description: "Does the engine of the deployed spec run and answer?", returned: "with O(probe)", type: bool}
+recorded: {description: Do the facts name the deployed spec?, returned: "with O(probe)", type: bool}
 """
 
+from ansible.module_utils.longhaul.container import as_options, container_from
 from ansible.module_utils.longhaul.errors import UserError
-from ansible.module_utils.longhaul.files import to_json
+from ansible.module_utils.longhaul.files import read_json, to_json
+from ansible.module_utils.longhaul.rolling import give_back, proven, unproven
+from ansible.module_utils.longhaul.runtimes import healthy
 from ansible.module_utils.longhaul.spec import load_spec, render_spec, restore_previous, settings_from, store_spec
 from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
+
+
+def answer(where, options, changed, spec, before):
+    """What every state returns. The engine is only asked where the spec stays."""
+    result = {"changed": changed, "spec": spec, "previous": before}
+    doubtful = unproven(where)
+    result["unproven"] = doubtful is not None and spec is not None and doubtful == spec["spec_id"]
+    if options["probe"]:
+        result["healthy"] = not changed and healthy(where, spec)
+        facts = (read_json(where.facts_file) or {}).get("deployed") or {}
+        result["recorded"] = spec is not None and facts.get("spec_id") == spec["spec_id"]
+    return result
 
 
 def work(module, progress):
@@ -52,7 +74,14 @@ def work(module, progress):
     options = module.params
     where = endpoint(module)
     if options["state"] == "read":
-        return {"changed": False, "spec": load_spec(where), "previous": load_spec(where, "previous")}
+        return answer(where, options, False, load_spec(where), load_spec(where, "previous"))
+    if options["state"] == "proven":
+        changed = unproven(where) is not None if module.check_mode else proven(where)
+        return answer(where, options, changed, load_spec(where), load_spec(where, "previous"))
+    if options["state"] == "returned":
+        before = load_spec(where)
+        spec = load_spec(where, "previous") if module.check_mode else give_back(where)
+        return answer(where, options, True, spec, before)
     if options["state"] == "previous":
         spec, before = restore_previous(where, dry_run=module.check_mode)
         changed = True
@@ -68,11 +97,11 @@ def work(module, progress):
             instance=where.instance,
             python=options["python"],
             environment_hash=options["environment_hash"],
-            container=options["container"],
+            container=as_options(container_from(options["container"])) if options["runtime"] == "docker" else None,
             model=options["model"],
         )
         changed, before = store_spec(where, spec, dry_run=module.check_mode)
-    result = {"changed": changed, "spec": spec, "previous": before}
+    result = answer(where, options, changed, spec, before)
     if module._diff and changed:
         result["diff"] = {
             "before": to_json(before) if before else "",
@@ -88,7 +117,7 @@ def main():
     run_module(
         {
             **ENDPOINT,
-            "state": {"type": "str", "choices": ["present", "previous", "read"], "default": "present"},
+            "state": {"type": "str", "choices": ["present", "previous", "read", "returned", "proven"], "default": "present"},
             "engine": {"type": "str"},
             "version": {"type": "str"},
             "runtime": {"type": "str", "choices": ["process", "docker"]},
@@ -97,6 +126,7 @@ def main():
             "environment_hash": {"type": "str"},
             "container": {"type": "dict"},
             "model": {"type": "dict", "default": {}},
+            "probe": {"type": "bool", "default": False},
         },
         work,
     )

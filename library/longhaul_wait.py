@@ -38,9 +38,9 @@ from pathlib import Path
 from ansible.module_utils.longhaul.engines import get_engine
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.results import to_jsonable
+from ansible.module_utils.longhaul.runtimes import watched
 from ansible.module_utils.longhaul.spec import require_spec
-from ansible.module_utils.longhaul.startup import LogFollower, watch_start
-from ansible.module_utils.longhaul.supervisor import Supervisor
+from ansible.module_utils.longhaul.startup import watch_start
 from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
 
 
@@ -51,14 +51,7 @@ def work(module, progress):
     if module.check_mode:
         return {"changed": False, "ready": False, "elapsed_s": 0.0, "phases": []}
     spec = require_spec(where)
-    supervisor = Supervisor(where)
-    first = supervisor.state()
-
-    def alive():
-        now = supervisor.state()
-        # Another pid means: it died and supervisord started it again.
-        return now.alive and now.pid == first.pid
-
+    start = watched(where, spec, options["log_offset"])
     key = None
     if options["api_key_file"]:
         try:
@@ -68,13 +61,13 @@ def work(module, progress):
     outcome = watch_start(
         get_engine(spec["engine"]),
         spec["url"],
-        LogFollower(where.log, options["log_offset"]),
-        alive,
+        start.new_lines,
+        start.alive,
         progress.say,
         options["timeout_s"],
         api_key=key,
     )
-    result = {"changed": False, **to_jsonable(outcome), "log": str(where.log)}
+    result = {"changed": False, **to_jsonable(outcome), "log": start.log_name}
     if outcome.ready:
         names = [m.name for m in outcome.served]
         if names and spec["settings"]["served_model_name"] not in names:
@@ -85,13 +78,13 @@ def work(module, progress):
             )
         return result
     # Left alone it would be started again and again, or hold its memory for nothing.
-    supervisor.give_up(30)
+    start.give_up()
     why = outcome.diagnosis
     how = "died" if outcome.died else "was stopped"
     result["failed"] = True
     result["msg"] = (
         f"{spec['engine']} {spec['version']} {how} after {outcome.elapsed_s:.0f} s while {why.phase.value if why.phase else 'starting'}: "
-        f"{why.cause} | evidence: {why.evidence} | advice: {why.advice} | log: {where.log}"
+        f"{why.cause} | evidence: {why.evidence} | advice: {why.advice} | log: {start.log_name}"
     )
     return result
 

@@ -43,6 +43,25 @@ class Layout:
         return self.state / "spec" / "previous.json"
 
     @property
+    def failed_spec(self) -> Path:
+        """What was last rolled back."""
+        return self.state / "spec" / "failed.json"
+
+    @property
+    def rolling_file(self) -> Path:
+        """Names the spec that a roll began with and has not proven yet."""
+        return self.state / "spec" / "rolling.json"
+
+    @property
+    def running_file(self) -> Path:
+        """The spec_id that the running process was started with (process runtime; the launcher writes it)."""
+        return self.state / "spec" / "running"
+
+    def container_spec(self, spec_id: str) -> Path:
+        """A container's own copy of its spec: never rewritten, so a container that restarts is what it was."""
+        return self.state / "spec" / "containers" / f"{spec_id}.json"
+
+    @property
     def log(self) -> Path:
         """The engine's log (process runtime)."""
         return self.state / "logs" / "engine.log"

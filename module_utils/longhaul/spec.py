@@ -17,6 +17,7 @@ from .engines.base import EngineSettings, Version
 from .errors import UserError
 from .files import read_json, to_json, write_atomic
 from .layout import Layout
+from .rolling import begin, unproven
 
 SPEC_SCHEMA = "longhaul.spec/1"
 # A model's identity must not depend on who wrote it or when.
@@ -143,12 +144,15 @@ def require_spec(where: Layout) -> dict[str, Any]:
 
 
 def store_spec(where: Layout, spec: Mapping[str, Any], *, dry_run: bool = False) -> tuple[bool, dict[str, Any] | None]:
-    """Make ``spec`` current; the one it replaces becomes previous. Returns (changed, the spec before)."""
+    """Make ``spec`` current; the one it replaces becomes previous, if it was ever proven. Returns (changed, the spec before)."""
     before = load_spec(where)
     if before is not None and before.get("spec_id") == spec["spec_id"]:
         return False, before
     if not dry_run:
-        if before is not None:
+        doubtful = unproven(where)
+        begin(where, spec)
+        # A spec that a roll began with and never proved is nothing to return to.
+        if before is not None and before.get("spec_id") != doubtful:
             write_atomic(where.previous_spec, to_json(before))
         write_atomic(where.current_spec, to_json(spec))
     return True, before

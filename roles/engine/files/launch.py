@@ -4,6 +4,7 @@
 Secrets are read from their files here, at the last moment, so that none stands in argv, in the spec or in a unit file.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -43,7 +44,7 @@ def main(path: str) -> None:
     print(f"longhaul: starting spec {spec['spec_id']}: {spec['engine']} {spec['version']}", flush=True)
     if not everything:
         # What runs is what was current at this moment, whatever becomes current later.
-        with open(os.path.join(os.path.dirname(path), "running"), "w", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), open(os.path.join(os.path.dirname(path), "running"), "w", encoding="utf-8") as file:
             file.write(spec["spec_id"])
     os.execve(program, spec["argv"], environment)
 
