@@ -48,7 +48,7 @@ def work(module, progress):
     path = Path(options["path"])
     if options["lock"]:
         lock = parse_lock(options["lock"])
-    elif options["requirements"]:
+    elif options["requirements"] is not None:
         lock = requirements_lock(options["requirements"])
     else:
         raise UserError("neither lock nor requirements", "one of them", "set engine_lock_file or engine_requirements")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -77,13 +78,18 @@ def _probe(path: str) -> tuple[tuple[int, int], str] | None:
     return (int(words[0]), int(words[1])), words[2].strip()
 
 
+def _on_path(name: str) -> list[str]:
+    # All of PATH, not only the first: a shim that does not run may hide the interpreter behind it.
+    if name.startswith("/"):
+        return [name]
+    folders = os.get_exec_path()
+    return list(dict.fromkeys(f for folder in folders if (f := shutil.which(name, path=folder)) is not None))
+
+
 def find_python(candidates: Sequence[str], exact: tuple[int, int] | None, least: tuple[int, int] = (3, 10)) -> str:
     """The first candidate that runs and fits. UserError lists what was tried."""
     tried: list[str] = []
-    for name in candidates:
-        path = name if name.startswith("/") else shutil.which(name)
-        if path is None:
-            continue
+    for path in (found for name in candidates for found in _on_path(name)):
         probed = _probe(path)
         version = probed[0] if probed else None
         tried.append(f"{path} ({'.'.join(map(str, version)) if version else 'does not run, or lacks venv'})")
@@ -127,6 +133,8 @@ def build_environment(
         require_free(
             path, needed_bytes, f"the environment {path.name}", "free space, or set longhaul_home to a larger file system"
         )
+    if wheelhouse and not Path(wheelhouse).is_dir():
+        raise UserError(f"no folder {wheelhouse}", "a wheelhouse with the lock's wheels", "set engine_wheelhouse, or build one")
     if path.exists():
         shutil.rmtree(path)
     say(f"installing: making {path.name} with {base}")
@@ -138,10 +146,6 @@ def build_environment(
     if lock.pinned:
         pip.append("--no-deps")
     if wheelhouse:
-        if not Path(wheelhouse).is_dir():
-            raise UserError(
-                f"no folder {wheelhouse}", "a wheelhouse with the lock's wheels", "set engine_wheelhouse, or build one"
-            )
         pip += ["--no-index", "--find-links", wheelhouse]
     special = lock.from_extra_index
     plain = [r for r in lock.requirements if r not in special]

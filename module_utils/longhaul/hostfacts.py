@@ -78,24 +78,23 @@ def verdict_section(run: RunResult) -> dict[str, Any]:
 
 def measured_section(run: RunResult) -> dict[str, Any]:
     """The ``measured`` section: the figures of every point that ran, small enough for a fact."""
-    points = []
-    for p in run.points:
-        points.append(
-            {
-                "point": p.point_id,
-                "input_tokens": p.input_tokens,
-                "output_tokens": p.output_tokens,
-                "concurrency": p.concurrency,
-                "verdict": p.verdict.value,
-                "cache_state": p.cache_state,
-                "completed": p.completed,
-                "failed": p.failed,
-                "timed_out": p.timed_out,
-                "ttft_p50_s": p.ttft_s.p50 if p.ttft_s else None,
-                "tpot_p50_s": p.tpot_s.p50 if p.tpot_s else None,
-                "prefill_tokens_per_s": p.prefill_tokens_per_s.p50 if p.prefill_tokens_per_s else None,
-            }
-        )
+    points = [
+        {
+            "point": p.point_id,
+            "input_tokens": p.input_tokens,
+            "output_tokens": p.output_tokens,
+            "concurrency": p.concurrency,
+            "verdict": p.verdict.value,
+            "cache_state": p.cache_state,
+            "completed": p.completed,
+            "failed": p.failed,
+            "timed_out": p.timed_out,
+            "ttft_p50_s": p.ttft_s.p50 if p.ttft_s else None,
+            "tpot_p50_s": p.tpot_s.p50 if p.tpot_s else None,
+            "prefill_tokens_per_s": p.prefill_tokens_per_s.p50 if p.prefill_tokens_per_s else None,
+        }
+        for p in run.points
+    ]
     return {
         "run_id": run.run_id,
         "mode": run.mode,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import errno
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from .errors import UserError
 
 LISTEN = "0A"
 
@@ -26,7 +28,10 @@ class PortHolder:
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Try to bind without SO_REUSEPORT: two engines of one user would otherwise share a port silently."""
+    """Try to bind without SO_REUSEPORT: two engines of one user would otherwise share a port silently.
+
+    UserError where nobody holds it and yet this user cannot listen there: a foreign address, a privileged port.
+    """
     # An engine on 0.0.0.0 collides with a listener on any address, and the other way round.
     for address in {host, "127.0.0.1"} if host != "0.0.0.0" else {"0.0.0.0"}:  # noqa: S104 - probing is the point
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -35,8 +40,14 @@ def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
             try:
                 probe.bind((address, port))
                 probe.listen(1)
-            except OSError:
-                return False
+            except OSError as exc:
+                if exc.errno == errno.EADDRINUSE:
+                    return False
+                raise UserError(
+                    f"port {port} on {address} cannot be listened on ({exc.strerror})",
+                    "an address of this host and a port that this user may take",
+                    "set engine_host to 127.0.0.1, 0.0.0.0 or an address of the host, and engine_port above 1023",
+                ) from exc
     return True
 
 
@@ -51,7 +62,7 @@ def port_holder(port: int, proc: Path = Path("/proc")) -> PortHolder | None:
         with contextlib.suppress(OSError):
             for link in (entry / "fd").iterdir():
                 with contextlib.suppress(OSError):
-                    target = os.readlink(link)
+                    target = str(link.readlink())
                     if target.startswith("socket:[") and target[8:-1] in inodes:
                         return PortHolder(int(entry.name), command_of(int(entry.name), proc))
     return PortHolder(None, None)

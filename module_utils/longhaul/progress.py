@@ -43,13 +43,14 @@ def parse_progress(chunk: str) -> tuple[list[str], bool, int]:
     texts: list[str] = []
     done = False
     consumed = 0
-    for line in chunk.splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break
-        consumed += len(line)
+    # Newlines only: splitlines() also breaks at characters that a line may hold.
+    for line in chunk.split("\n")[:-1]:
+        consumed += len(line) + 1
         try:
             event = json.loads(line)
         except ValueError:
+            continue
+        if not isinstance(event, dict):
             continue
         if event.get("done"):
             done = True

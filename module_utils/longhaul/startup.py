@@ -52,14 +52,14 @@ class LogFollower:
     """Reads what is appended to a log file since ``offset``; notices rotation (the file became shorter)."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
-        self.path, self.offset, self._rest = path, offset, ""
+        self.path, self.offset, self._rest = path, offset, b""
 
     def __call__(self) -> list[str]:
         """Complete new lines."""
         try:
             size = self.path.stat().st_size
             if size < self.offset:
-                self.offset = 0
+                self.offset, self._rest = 0, b""
             if size == self.offset:
                 return []
             with self.path.open("rb") as log:
@@ -68,9 +68,10 @@ class LogFollower:
         except OSError:
             return []
         self.offset += len(data)
-        lines = (self._rest + data.decode(errors="replace")).split("\n")
+        # Split before decoding: a read may end inside a character.
+        lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
-        return lines
+        return [line.decode(errors="replace") for line in lines]
 
 
 def http_status(url: str, timeout_s: float = 5) -> int | None:

@@ -64,8 +64,8 @@ class _UnixTransport(xmlrpc.client.Transport):
 
 
 def daemon_config(where: Layout) -> str:
-    """supervisord.conf of this home."""
-    base = where.supervisor
+    """supervisord.conf of this home. The include is relative to the file: a list of patterns cannot hold a space."""
+    base = _literal(where.supervisor)
     return f"""; Written by Longhaul. Programs are in conf.d, one an endpoint.
 [supervisord]
 logfile = {base}/supervisord.log
@@ -88,7 +88,7 @@ supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
 serverurl = unix://{base}/supervisor.sock
 
 [include]
-files = {base}/conf.d/*.ini
+files = conf.d/*.ini
 """
 
 
@@ -100,7 +100,7 @@ def program_config(where: Layout, stop_timeout_s: int) -> str:
     python = where.supervisor / "env" / "bin" / "python"
     return f"""[program:{where.program}]
 command = {_quote(str(python))} {_quote(str(where.launcher))} {_quote(str(where.current_spec))}
-directory = {where.state}
+directory = {_literal(where.state)}
 autostart = true
 autorestart = true
 startsecs = 5
@@ -110,14 +110,19 @@ stopwaitsecs = {stop_timeout_s}
 stopasgroup = true
 killasgroup = true
 redirect_stderr = true
-stdout_logfile = {where.log}
+stdout_logfile = {_literal(where.log)}
 stdout_logfile_maxbytes = 50MB
 stdout_logfile_backups = 5
 """
 
 
+def _literal(path: Path) -> str:
+    # supervisord expands %(...)s in every value.
+    return str(path).replace("%", "%%")
+
+
 def _quote(text: str) -> str:
-    # supervisord expands %(...)s in values and splits words as a shell does.
+    # In a command it splits words as a shell does, besides.
     text = text.replace("%", "%%")
     return '"' + text.replace('"', '\\"') + '"' if any(c in text for c in " \t\"'") else text
 

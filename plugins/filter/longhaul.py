@@ -9,9 +9,12 @@ from typing import Any
 def longhaul_endpoint(hostvars: Mapping[str, Any]) -> list[str]:
     """A host's variables -> [inventory name, address, home, instance]: what makes an endpoint unique."""
     name = str(hostvars["inventory_hostname"])
+    # Whatever their names, hosts with a local connection are all this machine.
+    local = hostvars.get("ansible_connection") in ("local", "ansible.builtin.local")
+    address = str(hostvars.get("ansible_host", name)) + ":" + str(hostvars.get("ansible_port", ""))
     return [
         name,
-        str(hostvars.get("ansible_host", name)) + ":" + str(hostvars.get("ansible_port", "")),
+        "localhost" if local else address,
         str(hostvars.get("longhaul_home", "")),
         str(hostvars.get("longhaul_instance", "default")),
     ]
