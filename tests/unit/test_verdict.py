@@ -97,8 +97,8 @@ def test_a_flawed_cold_figure_never_passes(cached: int, hits: int, ratio: float,
 
 
 def test_small_lag_against_a_long_prefill_is_no_matter() -> None:
-    assert judge_point(evidence(record(client_lag_s=0.04)))[0] is Verdict.PASS
-    assert judge_point(evidence(record(client_lag_s=0.04, ttft_s=0.1)))[0] is Verdict.INCONCLUSIVE
+    assert judge_point(evidence(record(client_lag_s=0.08)))[0] is Verdict.PASS
+    assert judge_point(evidence(record(client_lag_s=0.08, ttft_s=0.1)))[0] is Verdict.INCONCLUSIVE
 
 
 def test_warm_mode_is_not_held_against_the_cache_or_physics() -> None:
