@@ -288,15 +288,35 @@ class _Config:
                     return layer[key]
         return default
 
-    def integer(self, *keys: str, default: int | None = None, least: int = 1) -> int:
+    def integer(self, *keys: str, default: int | None = None, least: int = 1, most: int = 1 << 40) -> int:
         value = self.get(*keys, default=default)
         if value is None:
             raise UserError(
                 f"a {self.model_type} config without {keys[0]}", "the config of a transformer decoder", f"add {keys[0]}"
             )
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"{keys[0]} = {value!r} in the config", f"a whole number of at least {least}", "mend the config")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise UserError(
+                f"{keys[0]} = {value!r:.40} in the config", f"a whole number from {least} to {most}", "mend the config"
+            )
         return value
+
+    def optional(self, *keys: str) -> int | None:
+        """A whole number, or ``None`` where the config leaves it out, says null, false or 0."""
+        return self.integer(*keys) if self.get(*keys) else None
+
+    def indices(self, key: str) -> Sequence[Any] | None:
+        """A list, or ``None``."""
+        value = self.get(key)
+        if value is not None and (not isinstance(value, Sequence) or isinstance(value, str)):
+            raise UserError(f"{key} = {value!r:.40} in the config", "a list of layer numbers", "mend the config")
+        return value
+
+
+def _number(label: str, value: Any) -> float:
+    """A positive, finite number out of a config."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e12:
+        raise UserError(f"{label} = {value!r:.40} in the config", "a positive number", "mend the config")
+    return float(value)
 
 
 def _from_config(raw: Mapping[str, Any], name: str) -> ModelArchitecture:
@@ -317,7 +337,7 @@ def _from_config(raw: Mapping[str, Any], name: str) -> ModelArchitecture:
         )
     c = _Config(text, _DEFAULTS.get(model_type, {}), model_type or "decoder")
     hidden = c.integer("hidden_size", "n_embd", "d_model")
-    count = c.integer("num_hidden_layers", "n_layer", "n_layers")
+    count = c.integer("num_hidden_layers", "n_layer", "n_layers", most=10_000)
     heads = c.integer("num_attention_heads", "n_head", "n_heads")
     kv_heads = c.integer("num_key_value_heads", "num_kv_heads", default=heads)
     head_dim = c.integer("head_dim", default=hidden // heads)
@@ -333,6 +353,7 @@ def _from_config(raw: Mapping[str, Any], name: str) -> ModelArchitecture:
     layers = tuple(_layer(c, shape, i, kind, window) for i, (kind, window) in enumerate(kinds))
     vision, vision_exact = _vision_parameters(raw, hidden)
     names = raw.get("architectures") or text.get("architectures") or []
+    names = names if isinstance(names, list) else [names]
     positions = _max_positions(c)
     return ModelArchitecture(
         name=name,
@@ -356,7 +377,9 @@ def _from_config(raw: Mapping[str, Any], name: str) -> ModelArchitecture:
         final_norm_parameters=hidden * (2 if c.get("norm_bias") else 1),
         vision_parameters=vision,
         vision_exact=vision_exact,
-        rope_dim=mla.qk_rope_head_dim if mla else int(head_dim * float(c.get("partial_rotary_factor", default=1.0))),
+        rope_dim=mla.qk_rope_head_dim
+        if mla
+        else int(head_dim * _number("partial_rotary_factor", c.get("partial_rotary_factor", default=1.0))),
         rope_positions=_rope_positions(c, positions),
     )
 
@@ -366,7 +389,7 @@ def _mla(c: _Config) -> Mla | None:
         return None
     return Mla(
         kv_lora_rank=c.integer("kv_lora_rank"),
-        q_lora_rank=c.get("q_lora_rank") and c.integer("q_lora_rank"),
+        q_lora_rank=c.optional("q_lora_rank"),
         qk_nope_head_dim=c.integer("qk_nope_head_dim"),
         qk_rope_head_dim=c.integer("qk_rope_head_dim"),
         v_head_dim=c.integer("v_head_dim"),
@@ -382,8 +405,8 @@ def _layer_kinds(c: _Config, count: int) -> list[tuple[AttentionKind, int | None
     every ``sliding_window_pattern``-th layer is global (2, 6, 2, 4). Qwen: ``use_sliding_window`` turns on the window
     from layer ``max_window_layers``. Mistral and its like: a ``sliding_window`` holds for every layer.
     """
-    window = c.get("sliding_window")
-    chunk = c.get("attention_chunk_size")
+    window = c.optional("sliding_window")
+    chunk = c.optional("attention_chunk_size")
     types = c.get("layer_types")
     if types is not None:
         return _kinds_from_types(types, count, window, chunk, c)
@@ -401,10 +424,10 @@ def _layer_kinds(c: _Config, count: int) -> list[tuple[AttentionKind, int | None
                 f"one 0 or 1 for each of {count} layers, or an interval",
                 "mend the config",
             )
-        return [(AttentionKind.CHUNKED, int(chunk)) if x and chunk else full for x in no_rope]
+        return [(AttentionKind.CHUNKED, chunk) if x and chunk else full for x in no_rope]
     if not window or c.get("use_sliding_window") is False:
         return [full] * count
-    local = (AttentionKind.SLIDING, int(window))
+    local = (AttentionKind.SLIDING, window)
     pattern = c.get("sliding_window_pattern", "_sliding_window_pattern")
     if isinstance(pattern, int) and pattern > 0:
         return [local if (i + 1) % pattern else full for i in range(count)]
@@ -470,7 +493,7 @@ def _layer(c: _Config, shape: _Shape, index: int, kind: AttentionKind, window: i
             attention += query + kv
         if c.model_type == "gpt_oss":
             attention += heads  # attention sinks, one a head
-    norms = hidden * int(c.get("norms_per_layer", default=2)) * (2 if c.get("norm_bias") else 1)
+    norms = hidden * c.integer("norms_per_layer", default=2) * (2 if c.get("norm_bias") else 1)
     if not (experts and _is_moe_layer(c, index)):
         inner = c.integer("intermediate_size_mlp", "intermediate_size", "ffn_dim", "n_inner", default=4 * hidden)
         ffn = (3 if c.get("gated", default=True) else 2) * hidden * inner
@@ -509,12 +532,12 @@ def _is_moe_layer(c: _Config, index: int) -> bool:
     """Which layers route: Llama-4 ``moe_layers`` or every ``interleave_moe_layer_step``-th; Qwen ``decoder_sparse_step``
     and ``mlp_only_layers``; DeepSeek from ``first_k_dense_replace`` on, every ``moe_layer_freq``-th; else all."""
     if c.model_type == "llama4_text":
-        chosen = c.get("moe_layers")
+        chosen = c.indices("moe_layers")
         if chosen is not None:
             return index in chosen
         return (index + 1) % c.integer("interleave_moe_layer_step") == 0
     if c.get("decoder_sparse_step") is not None:
-        if index in (c.get("mlp_only_layers") or ()):
+        if index in (c.indices("mlp_only_layers") or ()):
             return False
         return (index + 1) % c.integer("decoder_sparse_step") == 0
     if c.get("first_k_dense_replace") is not None:
@@ -541,7 +564,7 @@ def _max_positions(c: _Config) -> int | None:
     """
     keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "max_seq_length")
     found = [v for v in (c.get(k) for k in keys) if isinstance(v, int) and not isinstance(v, bool) and v > 0]
-    longest = c.get("model_max_length") or (min(found) if found else None)
+    longest = c.optional("model_max_length") or (min(found) if found else None)
     if longest is None:
         return None
     rope = _rope(c)
@@ -549,13 +572,13 @@ def _max_positions(c: _Config) -> int | None:
     if "gemma3" in c.model_type or kind in {"su", "longrope", "llama3", "default", "mrope"}:
         return int(longest)
     if kind == "yarn" and rope.get("original_max_position_embeddings"):
-        longest = rope["original_max_position_embeddings"]
-    return int(longest * float(rope.get("factor") or 1.0))
+        longest = int(_number("original_max_position_embeddings", rope["original_max_position_embeddings"]))
+    return int(longest * _number("rope factor", rope.get("factor") or 1.0))
 
 
 def _rope_positions(c: _Config, positions: int | None) -> int:
     """Rows of the rotary cos/sin table that the engine keeps in GPU memory."""
-    return int(c.get("max_position_embeddings", default=positions or 0))
+    return c.optional("max_position_embeddings") or positions or 0
 
 
 def _quantization(raw: Any) -> Quantization | None:
@@ -565,22 +588,25 @@ def _quantization(raw: Any) -> Quantization | None:
     method = str(raw.get("quant_method") or raw.get("quant_algo") or "").lower()
     if method == "fp8":
         block = raw.get("weight_block_size")
-        scale = 32.0 / (block[0] * block[1]) if isinstance(block, Sequence) and len(block) == 2 else 0.0
+        scale = 0.0
+        if isinstance(block, list) and len(block) == 2:
+            scale = 32.0 / (_number("weight_block_size", block[0]) * _number("weight_block_size", block[1]))
         return Quantization("fp8", 8.0 + scale, "linear")
     if method == "mxfp4":
         # 4-bit elements, one 8-bit scale for each 32 (OCP Microscaling formats 1.0).
         return Quantization("mxfp4", 4.25, "experts")
     if method in {"awq", "gptq", "gptq_marlin", "awq_marlin"}:
-        bits = float(raw.get("bits") or raw.get("w_bit") or 4)
-        group = float(raw.get("group_size") or raw.get("q_group_size") or 128)
-        return Quantization(method, bits + ((16.0 + bits) / group if group > 0 else 0.0), "linear")
+        bits = _number("bits", raw.get("bits") or raw.get("w_bit") or 4)
+        group = raw.get("group_size") or raw.get("q_group_size") or 128
+        # -1: one scale a column.
+        return Quantization(method, bits + ((16.0 + bits) / _number("group_size", group) if group != -1 else 0.0), "linear")
     if method == "compressed-tensors":
         groups = raw.get("config_groups") or {}
         first: Any = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else {}
         weights = (first.get("weights") if isinstance(first, Mapping) else None) or {}
-        bits = float(weights.get("num_bits") or 8)
-        group = float(weights.get("group_size") or 0)
-        return Quantization(method, bits + (16.0 / group if group > 0 else 0.0), "linear")
+        bits = _number("num_bits", weights.get("num_bits") or 8)
+        group = weights.get("group_size") or -1
+        return Quantization(method, bits + (16.0 / _number("group_size", group) if group != -1 else 0.0), "linear")
     if method == "bitsandbytes":
         four = bool(raw.get("load_in_4bit") or raw.get("_load_in_4bit"))
         return Quantization(method, 4.5 if four else 8.0, "linear")
@@ -599,20 +625,25 @@ def _vision_parameters(raw: Mapping[str, Any], text_hidden: int) -> tuple[int, b
     if not isinstance(v, Mapping):
         return 0, True
     kind = str(v.get("model_type") or "")
-    hidden = int(v.get("hidden_size") or v.get("width") or 0)
-    depth = int(v.get("num_hidden_layers") or v.get("depth") or v.get("layers") or 0)
-    inner = int(v.get("intermediate_size") or 4 * hidden)
-    patch = int(v.get("patch_size") or 14)
-    image = v.get("image_size") or 336
-    side = int(image[0] if isinstance(image, Sequence) else image) // patch
+    c = _Config(v, {}, kind or "vision")
+    if c.get("hidden_size", "width", "embed_dim") is None or c.get("num_hidden_layers", "depth", "layers") is None:
+        return 0, False  # left to the model class's defaults: not counted, and said to be inexact
+    hidden = c.integer("hidden_size", "width", "embed_dim")
+    depth = c.integer("num_hidden_layers", "depth", "layers", most=10_000)
+    inner = c.integer("intermediate_size", default=4 * hidden)
+    patch = c.integer("patch_size", default=14)
+    image = v.get("image_size")
+    side = (
+        c.integer("image_size", default=336) if not isinstance(image, list) else int(_number("image_size", (image or [336])[0]))
+    ) // patch
     block = 4 * (hidden * hidden + hidden) + 2 * hidden * inner + inner + hidden + 4 * hidden
     tower = depth * block + 3 * patch * patch * hidden
     if kind == "llama4_vision_model":
         # Class token, positions, two LayerNorms; pixel-shuffle adapter of two matrices; projector to the text model.
-        out = int(v.get("projector_output_dim") or 4096)
+        out, projected = c.integer("projector_output_dim", default=4096), c.integer("projector_input_dim", default=4096)
         tower += hidden + (side * side + 1) * hidden + 4 * hidden
-        tower += inner * int(v.get("projector_input_dim") or 4096) + int(v.get("projector_input_dim") or 4096) * out
-        return tower + int(v.get("vision_output_dim") or out) * text_hidden, True
+        tower += inner * projected + projected * out
+        return tower + c.integer("vision_output_dim", default=out) * text_hidden, True
     if kind == "siglip_vision_model":
         # Patch bias, positions, last LayerNorm; Gemma-3 projects with one matrix and a norm.
         return tower + hidden + side * side * hidden + 2 * hidden + hidden * text_hidden + hidden, True

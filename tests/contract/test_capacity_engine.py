@@ -73,13 +73,6 @@ MODELS: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 32,
         "max_position_embeddings": 131_072,
     },
-    "mistral": {
-        "model_type": "mistral",
-        "architectures": ["MistralForCausalLM"],
-        "num_hidden_layers": 2,
-        "sliding_window": 4096,
-        "max_position_embeddings": 65_536,
-    },
 }
 
 
@@ -109,10 +102,8 @@ SETTINGS = (
     Setting("llama4", 100_001, 4000, hybrid=False),
     Setting("llama", 50_001, 4096),
     Setting("gemma3", 77_777, 3000),
-    Setting("gemma3", 77_777, 3000, hybrid=False),
     Setting("gemma3", 77_777, 3000, kv_dtype="fp8"),
     Setting("gemma3-padded", 131_072, 2048),
-    Setting("mistral", 65_536, 3000),
 )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from longhaul.architecture import AttentionKind, load_architecture
 from longhaul.errors import UserError
@@ -194,3 +195,18 @@ def test_a_pattern_makes_every_nth_layer_global(layers: int, pattern: int) -> No
     raw = config("gemma-3-27b")
     raw["text_config"] |= {"num_hidden_layers": layers, "sliding_window_pattern": pattern}
     assert load_architecture(raw).count(AttentionKind.GLOBAL) == layers // pattern
+
+
+DAMAGE = st.sampled_from([None, "x", -1, 0, 1.5, [], {}, True, [1, "a"], {"a": 1}, 10**30, "", float("nan")])
+
+
+@settings(max_examples=200, deadline=None)
+@given(name=st.sampled_from(NAMES), inside=st.booleans(), pick=st.integers(0, 1000), value=DAMAGE)
+def test_a_damaged_config_is_read_or_refused_but_never_crashes(name: str, inside: bool, pick: int, value: Any) -> None:
+    raw = config(name)
+    nested = [v for v in raw.values() if isinstance(v, dict)]
+    target = nested[pick % len(nested)] if inside and nested else raw
+    keys = sorted(k for k in target if not k.startswith("_"))
+    target[keys[pick % len(keys)]] = value
+    with contextlib.suppress(UserError):
+        load_architecture(raw)
