@@ -1,0 +1,88 @@
+#!/usr/bin/python
+"""Make a host ready for an engine's container: is the image there, is the launcher?"""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: longhaul_container
+short_description: Make a host ready for an engine's container
+description:
+  - Writes the small launcher that becomes the engine inside, and says whether the image is on this host and what it is exactly.
+  - Pulls nothing; community.docker does. A container itself is made by M(longhaul_service).
+author: [Longhaul]
+options:
+  home: {description: longhaul_home on the host., type: path, required: true}
+  instance: {description: Name of the endpoint on this host., type: str, default: default}
+  image: {description: "Image with tag.", type: str, required: true}
+  digest: {description: "sha256 of the image in its registry, or its own id.", type: str}
+  launcher: {description: Text of the launcher., type: str}
+  required: {description: Refuse when the image is not there., type: bool, default: false}
+  progress_file: {description: Set by the action plugin., type: path}
+"""
+
+EXAMPLES = r"""
+- name: Is the image here?
+  longhaul_container:
+    home: /opt/longhaul
+    image: vllm/vllm-openai:v0.12.0
+"""
+
+RETURN = r"""
+present: {description: Is the image here?, returned: always, type: bool}
+image_id: {description: Its own id., returned: when present, type: str}
+digest: {description: What its registry calls it., returned: when known, type: str}
+"""
+
+from ansible.module_utils.longhaul.container import ContainerSettings, container_from, reference
+from ansible.module_utils.longhaul.dockerd import Docker, DockerError, find_image
+from ansible.module_utils.longhaul.errors import UserError
+from ansible.module_utils.longhaul.files import write_atomic
+from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
+
+
+def work(module, progress):
+    """Look, and write the launcher where it differs."""
+    options = module.params
+    where = endpoint(module)
+    wanted: ContainerSettings = container_from(
+        {"image": options["image"], "digest": options["digest"], "cache_dir": str(where.home / "cache")}
+    )
+    changed = False
+    if options["launcher"] is not None:
+        text = options["launcher"].rstrip("\n") + "\n"
+        try:
+            changed = where.launcher.read_text(encoding="utf-8") != text
+        except OSError:
+            changed = True
+        if changed and not module.check_mode:
+            write_atomic(where.launcher, text, 0o755)
+    try:
+        found = find_image(Docker(), wanted.image, wanted.digest)
+    except DockerError:
+        # On a clean host in check mode there is no Docker yet.
+        if not module.check_mode:
+            raise
+        found = {"present": False, "image_id": None, "digest": wanted.digest}
+    if options["required"] and not found["present"] and not module.check_mode:
+        raise UserError(
+            f"no image {reference(wanted)} on this host", "the image by that name and digest", "set engine_image and engine_image_digest"
+        )
+    return {"changed": changed, **found}
+
+
+def main():
+    """Entry point."""
+    run_module(
+        {
+            **ENDPOINT,
+            "image": {"type": "str", "required": True},
+            "digest": {"type": "str"},
+            "launcher": {"type": "str"},
+            "required": {"type": "bool", "default": False},
+        },
+        work,
+    )
+
+
+if __name__ == "__main__":
+    main()
