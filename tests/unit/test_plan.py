@@ -71,6 +71,8 @@ def test_the_table_says_what_is_estimated(capsys: pytest.CaptureFixture[str]) ->
     code, out, _ = run(capsys, *REQUEST, "--hybrid-kv", "on")
     assert code == 0
     assert "estimated, +-" in out
+    # The request's own 3,919,664 lies in the span that its rounded 89.71 GiB stand for.
+    assert "3,919,264 to 3,919,696: the GiB figure is rounded" in run(capsys, *REQUEST, "--available-kv-gib", "89.71")[1]
     assert "estimated" not in run(capsys, *REQUEST, "--hybrid-kv", "on", "--available-kv-gib", "89.71")[1]
 
 

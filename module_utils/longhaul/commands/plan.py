@@ -225,7 +225,11 @@ def _table(plan: Plan) -> list[str]:
 
 def _pool(plan: Plan) -> str:
     local = "" if plan.local_kv_tokens is None else f", {plan.local_kv_tokens:,} local"
-    span = "" if plan.exact else f" ({plan.kv_cache_tokens_low:,} to {plan.kv_cache_tokens_high:,})"
+    span = ""
+    if plan.kv_cache_tokens_low != plan.kv_cache_tokens_high:
+        # A GiB figure off a log has two decimals, an estimate its margin: either way the tokens are a span.
+        why = ": the GiB figure is rounded" if plan.exact else ""
+        span = f" ({plan.kv_cache_tokens_low:,} to {plan.kv_cache_tokens_high:,}{why})"
     return f"{plan.kv_cache_tokens:,} tokens{local}{span}"
 
 
