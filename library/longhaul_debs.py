@@ -62,7 +62,8 @@ def work(module, progress):
     result = {"changed": bool(todo), "installed": [f"{deb.name}={deb.version}" for deb in todo]}
     if not todo or module.check_mode:
         return result
-    offline = ["-o", "Dir::Etc::SourceList=/dev/null", "-o", "Dir::Etc::SourceParts=/dev/null", "--no-download"]
+    # No source, so nothing to download from. (--no-download itself trips over local files: it drops their folder.)
+    offline = ["-o", "Dir::Etc::SourceList=/dev/null", "-o", "Dir::Etc::SourceParts=/dev/null"]
     offline += ["-o", "DPkg::Lock::Timeout=120", "-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"]
     offline += ["--allow-change-held-packages", "--no-install-recommends"]
     code, out, err = run("apt-get", "-q", "-y", *offline, "install", *(deb.path for deb in todo), check=False)
