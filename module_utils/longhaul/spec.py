@@ -166,7 +166,12 @@ def restore_previous(where: Layout, *, dry_run: bool = False) -> tuple[dict[str,
             f"no {where.previous_spec}", "an earlier deployment to return to", "deploy a good version forward instead"
         )
     before = load_spec(where)
+    if before is not None and before.get("spec_id") == previous.get("spec_id"):
+        raise UserError(
+            f"{where.previous_spec} is what is deployed already", "an earlier deployment to return to", "deploy a good version forward"
+        )
     if not dry_run:
+        begin(where, previous)
         write_atomic(where.current_spec, to_json(previous))
         if before is not None:
             write_atomic(where.previous_spec, to_json(before))

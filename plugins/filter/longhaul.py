@@ -32,9 +32,14 @@ def longhaul_status_row(hostvars: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def longhaul_at_most(value: int, limit: int) -> int:
+    """The smaller of both."""
+    return min(int(value), int(limit))
+
+
 class FilterModule:
     """Registered by ansible.cfg."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name -> function."""
-        return {"longhaul_endpoint": longhaul_endpoint, "longhaul_status_row": longhaul_status_row}
+        return {"longhaul_at_most": longhaul_at_most, "longhaul_endpoint": longhaul_endpoint, "longhaul_status_row": longhaul_status_row}
