@@ -43,6 +43,8 @@ BASE_PACKAGES = (
     "systemd,systemd-sysv,dbus,openssh-server,python3,python3-apt,sudo,ca-certificates,"
     "iproute2,iptables,curl,procps,kmod,libpam-systemd"
 )
+# What role container_runtime installs on a bare host; an image that has it already spares a test that is about something else.
+DOCKER_PACKAGES = "docker.io,apparmor,pigz,python3-requests"
 # Small: what a container of the test engine needs, and no more.
 PYTHON_PACKAGES = "python3,ca-certificates"
 # What `apt-get install` brings when a program is missing.
@@ -58,6 +60,7 @@ PROGRAMS = {
 }
 CAP_SYS_RESOURCE = 24
 SLOTS = 16
+FIRST_PORT, PORTS_PER_SLOT = 21000, 700
 
 
 class BedError(RuntimeError):
@@ -169,10 +172,10 @@ def _rootfs(name: str, packages: str, variant: str, hooks: Sequence[str] = ()) -
     return target
 
 
-def _base_rootfs() -> Path:
+def _base_rootfs(installed: bool = False) -> Path:
     return _rootfs(
-        "host",
-        BASE_PACKAGES,
+        "dockerhost" if installed else "host",
+        f"{BASE_PACKAGES},{DOCKER_PACKAGES}" if installed else BASE_PACKAGES,
         "minbase",
         (
             # Every host gets its own keys when it is made; none may share the image's.
@@ -278,6 +281,7 @@ class Bed:
         self._run_dir = Path()
         self._old_handler: Any = None
         self._names = 0
+        self._last_port = 0
 
     # Life
 
@@ -480,12 +484,15 @@ class Bed:
 
     # Hosts
 
-    def hosts(self, count: int, *, ports: Sequence[int] = (8000,), prefix: str = "node", docker: bool = True) -> list[Host]:
-        """Make ``count`` bare hosts and wait until systemd is up and sshd answers (6 s for three).
+    def hosts(
+        self, count: int, *, ports: Sequence[int] = (8000,), prefix: str = "node", docker: bool = True, installed: bool = False
+    ) -> list[Host]:
+        """Make ``count`` bare hosts and wait until systemd is up and sshd answers (3 s for three on an idle machine).
 
         ``docker=False`` leaves out the volumes that a nested Docker engine needs (cheaper where many are wanted).
+        ``installed=True`` brings Docker's packages, unconfigured: provisioning such a host only writes its settings.
         """
-        image = self.import_rootfs(_base_rootfs(), ['CMD ["/lib/systemd/systemd"]'])
+        image = self.import_rootfs(_base_rootfs(installed), ['CMD ["/lib/systemd/systemd"]'])
         self._keys()
         made = [self._make(image, f"{prefix}{self._next()}", ports, docker) for _ in range(count)]
         listing = json.loads(self.docker("inspect", *made).stdout) if made else []
@@ -516,6 +523,18 @@ class Bed:
         if hosts:
             self.docker("rm", "-fv", *(host.container for host in hosts))
 
+    def _free_port(self) -> int:
+        """A port of this slot's own range, below the kernel's ephemeral ones: daemons of two beds would hand out the same."""
+        while True:
+            self._last_port = self._last_port + 1 if self._last_port else FIRST_PORT + self._slot * PORTS_PER_SLOT
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", self._last_port))
+                except OSError:
+                    continue
+                return self._last_port
+
     def _next(self) -> int:
         self._names += 1
         return self._names
@@ -535,7 +554,7 @@ class Bed:
         if docker:
             words += ["-v", "/var/lib/docker", "-v", "/var/lib/containerd"]
         for port in (22, *ports):
-            words += ["-p", f"127.0.0.1::{port}"]
+            words += ["-p", f"127.0.0.1:{self._free_port()}:{port}"]
         self.docker(*words, image)
         return name
 
