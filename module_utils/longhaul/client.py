@@ -29,7 +29,7 @@ from .results import RequestStatus
 
 Buffer = Union[bytes, memoryview]  # noqa: UP007 - evaluated at run time, and 3.10 needs no future import here
 
-_SLICE_BYTES = 256 * 1024  # what one transport.write may hold back in user space per connection
+_SLICE_BYTES = 64 * 1024  # what one transport.write may hold back in user space, and how long others wait for it
 _JOIN_BELOW_BYTES = 64 * 1024  # smaller bodies travel with the header in one segment
 _MAX_HEADER_BYTES = 64 * 1024
 _MAX_ERROR_BODY_BYTES = 256 * 1024

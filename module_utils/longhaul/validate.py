@@ -70,6 +70,7 @@ if TYPE_CHECKING:
 _CONTROL_TIMEOUT_S = 10.0
 _SETTLE_S = 3.0  # how long counters may trail the last byte of an answer
 _SAMPLE_LEAST_S = 0.5
+_WARM_UP_TOKENS = 10_000  # more than one prefill chunk of either engine (8,192): every kernel has run once
 _TEXT_SHARED_TOKENS = 64  # a chat template's head stands before the nonce; its size is not known from outside
 
 
@@ -407,28 +408,36 @@ class _Run:
             point.input_tokens, point.output_tokens, point.concurrency, self.server.kv_cache_tokens, self.config.max_running
         )
 
+    def _forecast(self, points: Sequence[Point]) -> float | None:
+        """Expected seconds of these points in all; ``None`` where any rests on assumptions alone."""
+        found = [self._expect(p) for p in points]
+        return None if any(e.basis == "assumed" for e in found) else sum(e.total_s for e in found)
+
+    def _about(self, point: Point) -> str:
+        expected = self._expect(point)
+        if expected.basis == "assumed":
+            return "time unknown until a first prompt is measured"
+        return f"about {_seconds(expected.total_s)} ({expected.basis})"
+
     def _show_plan(self) -> None:
-        total = 0.0
         for number, point in enumerate(self.config.points, 1):
-            expected = self._expect(point)
-            total += expected.total_s
             fits, queued = self._fits(point)
-            note = (
-                f"; {fits:,} fit at once, {queued:,} will queue"
-                if fits is not None and queued is not None and point.concurrency > 1
-                else ""
-            )
+            note = ""
+            if fits is not None and point.concurrency > 1:
+                note = f"; {fits:,} fit at once, {queued:,} will queue"
             self.say(
                 "plan",
                 f"{point.input_tokens:,} in, {point.output_tokens:,} out, {point.concurrency} in flight, "
-                f"{self._repeats(point)}x: about {_seconds(expected.total_s)} ({expected.basis}){note}",
+                f"{self._repeats(point)}x: {self._about(point)}{note}",
                 point_id=point.id,
-                left_s=expected.total_s,
+                left_s=self._forecast([point]),
                 done=number,
                 total=len(self.config.points),
             )
+        total = self._forecast(self.config.points)
+        about = f", about {_seconds(total)} in all" if total is not None else ""
         budget = f", budget {_seconds(self.config.budget_s)}" if self.config.budget_s is not None else ""
-        self.say("plan", f"{len(self.config.points)} points, about {_seconds(total)} in all{budget}", left_s=total)
+        self.say("plan", f"{len(self.config.points)} points{about}{budget}", left_s=total)
         if self.hardware_note:
             self.say("plan", self.hardware_note)
 
@@ -560,7 +569,7 @@ class _Run:
         if not self.config.warmup:
             return
         smallest = min(self.config.points, key=lambda p: (p.input_tokens, p.output_tokens))
-        point = Point(smallest.input_tokens, min(smallest.output_tokens, 16), 1)
+        point = Point(min(smallest.input_tokens, _WARM_UP_TOKENS), min(smallest.output_tokens, 16), 1)
         self.say("warm-up", f"one untimed prompt of {point.input_tokens:,} tokens", point_id=smallest.id)
         job = replace(await self._job(point, 0, -1, warmup=True, key="warm-up"), point_id=smallest.id)
         records = await self._burst([job], self._timeouts(point))
@@ -586,16 +595,19 @@ class _Run:
     async def _ladder(self) -> None:
         config = self.config
         for number, point in enumerate(config.points):
-            expected = [self._expect(p).total_s for p in config.points[number:]]
+            expected = self._expect(point)
             spent = time.perf_counter() - self.began
-            if not within_budget(expected[:1], config.budget_s, spent)[0]:
+            # Nothing is skipped on an assumption: the first prompt is what the rest is forecast from.
+            known = expected.basis != "assumed"
+            if known and not within_budget([expected.total_s], config.budget_s, spent)[0]:
                 left = _seconds(max(0.0, (config.budget_s or 0) - spent))
-                text = f"needs about {_seconds(expected[0])}; {left} of the budget of {_seconds(config.budget_s)} are left"
-                self._skip(point, Reason(Verdict.INCONCLUSIVE, "not_run", f"not run: {text}"), expected[0])
+                budget = f"{left} of the budget of {_seconds(config.budget_s)} are left"
+                text = f"not run: needs about {_seconds(expected.total_s)}; {budget}"
+                self._skip(point, Reason(Verdict.INCONCLUSIVE, "not_run", text), expected.total_s)
             elif (gone := await self._is_gone()) is not None:
-                self._skip(point, Reason(Verdict.FAIL, "server_dead", f"not run: {gone}"), expected[0])
+                self._skip(point, Reason(Verdict.FAIL, "server_dead", f"not run: {gone}"), expected.total_s)
             else:
-                self.points.append(await self._point(point, sum(expected)))
+                self.points.append(await self._point(point, self._forecast(config.points[number:])))
                 self._write(self._result(complete=False))
             last = self.points[-1]
             why = f": {last.reasons[0].text}" if last.reasons else ""
@@ -604,7 +616,7 @@ class _Run:
                 "point",
                 f"{last.verdict.value}{ttft}{why}",
                 point_id=point.id,
-                left_s=sum(expected[1:]),
+                left_s=self._forecast(config.points[number + 1 :]),
                 done=number + 1,
                 total=len(config.points),
             )
@@ -674,7 +686,9 @@ class _Run:
             with contextlib.suppress(_Gone):
                 await self._call(request.method, request.path, request.body)
 
-    async def _sample(self, point: Point, began: float, series: list[KvSample], state: dict[str, int], left_s: float) -> None:
+    async def _sample(
+        self, point: Point, began: float, series: list[KvSample], state: dict[str, int], left_s: float | None
+    ) -> None:
         """KV use and queue while a point runs; also what the progress line shows."""
         pause = max(_SAMPLE_LEAST_S, min(10.0, self._expect(point).total_s / 100))
         while True:
@@ -688,13 +702,13 @@ class _Run:
                 "running",
                 f"{state['done']} of {state['total']} requests done",
                 point_id=point.id,
-                left_s=max(0.0, left_s - elapsed),
+                left_s=None if left_s is None else max(0.0, left_s - elapsed),
                 kv_usage=usage,
                 done=state["done"],
                 total=state["total"],
             )
 
-    async def _point(self, point: Point, left_s: float) -> PointResult:
+    async def _point(self, point: Point, left_s: float | None) -> PointResult:
         config = self.config
         repeats = self._repeats(point)
         expected = self._expect(point)
@@ -702,7 +716,7 @@ class _Run:
         self.say(
             "point",
             f"{point.input_tokens:,} tokens in, {point.output_tokens:,} out, {point.concurrency} in flight, "
-            f"{repeats}x: about {_seconds(expected.total_s)}",
+            f"{repeats}x: {self._about(point)}",
             point_id=point.id,
             left_s=left_s,
             total=repeats * point.concurrency,
@@ -837,6 +851,8 @@ class _Run:
         others = traffic(moved, records) if moved is not None else None
         cache = cache_finding(records, moved, others)
         physics = self._physics(point, ok)
+        # Standing still for 2% of a TTFT is no matter: only longer stops are added up.
+        matters_s = max(0.05, 0.02 * median([r.ttft_s or 0.0 for r in ok])) if ok else 0.05
         verdict, reasons = judge_point(
             PointEvidence(
                 records=records,
@@ -846,8 +862,8 @@ class _Run:
                 physics=physics,
                 warm_mode=config.mode == "warm",
                 exact_ids=config.transport == "ids",
-                foreign_running=(before.running or 0) + (before.waiting or 0) if before is not None else None,
-                lag_share=self.lag.share(began, ended, of_s=burst_s),
+                foreign_running=_strangers(point, before, series),
+                lag_share=self.lag.share(began, ended, of_s=burst_s, over_s=matters_s),
                 server_dead=server_dead,
                 limits=config.limits,
             )
@@ -986,6 +1002,12 @@ def write_run(path: Path, result: RunResult) -> None:
 
 def _with_reason(point: PointResult, reason: Reason) -> PointResult:
     return replace(point, verdict=worst((point.verdict, reason.verdict)), reasons=(*point.reasons, reason))
+
+
+def _strangers(point: Point, before: Counters | None, series: Sequence[KvSample]) -> float:
+    """Requests of others seen in the server's gauges: any before the point began, and more than ours while it ran."""
+    seen = (before.running or 0.0) + (before.waiting or 0.0) if before is not None else 0.0
+    return max([seen, *((s.running or 0.0) + (s.waiting or 0.0) - point.concurrency for s in series)])
 
 
 def _is_version(text: str) -> bool:

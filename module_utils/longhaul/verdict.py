@@ -194,7 +194,7 @@ def _company(evidence: PointEvidence) -> list[Reason]:
         )
         reasons.append(_open("foreign_traffic", text))
     elif evidence.foreign_running:
-        text = f"{evidence.foreign_running:.0f} requests of someone else were in flight when the point began"
+        text = f"up to {evidence.foreign_running:.0f} requests of someone else were on the server before or during the point"
         reasons.append(_open("foreign_traffic", text))
     return reasons
 
