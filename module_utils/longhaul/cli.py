@@ -10,6 +10,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from . import __version__
 from .errors import UserError
@@ -25,10 +26,18 @@ COMMANDS = {
 }
 
 
+class _OneLine(argparse.ArgumentParser):
+    """Says what is wrong on one line; the whole usage is there with --help."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 PASS, 1 FAIL, 2 usage error, 3 INVALID, 4 INCONCLUSIVE."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="longhaul", description="Long-context LLM servers, deployed and proven.")
+    parser = _OneLine(prog="longhaul", description="Long-context LLM servers, deployed and proven.")
     parser.add_argument("--version", action="version", version=f"longhaul {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((w for w in words if not w.startswith("-")), None)

@@ -17,14 +17,12 @@ from typing import Any
 from .architecture import ModelArchitecture, load_architecture
 from .errors import UserError
 from .files import read_json
-from .hardware import Gpu, get_gpu, parse_nvidia_smi
+from .hardware import GIB, NVIDIA_SMI_QUERY, DetectedGpu, Gpu, get_gpu, parse_nvidia_smi
 from .layout import Layout
 from .needles import KINDS
 from .results import CapacityFacts, RunResult, from_jsonable
 from .validate import NeedleSettings, Point, Progress, ValidateConfig, validate
 from .verdict import Limits
-
-SMI_QUERY = "index,name,memory.total,memory.used"
 
 
 def run_endpoint_test(
@@ -77,7 +75,7 @@ def config_from_options(
     settings = spec["settings"]
     model_dir = Path(settings["model_path"])
     architecture = _architecture(model_dir)
-    detected = [] if remote else detect_gpus()
+    detected = () if remote else detect_gpus()
     on_cpu = settings["device"] == "cpu"
     gpus = int(settings["tensor_parallel"]) * int(settings["pipeline_parallel"])
     gpu = _gpu(str(options.get("gpu") or ""), detected)
@@ -151,23 +149,18 @@ def points_from(options: Mapping[str, Any]) -> tuple[Point, ...]:
     return tuple(dict.fromkeys(points))
 
 
-def detect_gpus() -> list[dict[str, Any]]:
+def detect_gpus() -> tuple[DetectedGpu, ...]:
     """What nvidia-smi says on this machine; empty where there is none."""
-    if shutil.which("nvidia-smi") is None:
-        return []
+    if shutil.which(NVIDIA_SMI_QUERY[0]) is None:
+        return ()
     try:
-        found = subprocess.run(
-            ["nvidia-smi", "--query-gpu=" + SMI_QUERY, "--format=csv"], capture_output=True, text=True, timeout=30, check=True
-        )
-        return [
-            {"index": g.index, "name": g.name, "memory_gib": round(g.memory_bytes / 2**30, 2), "known": g.gpu}
-            for g in parse_nvidia_smi(found.stdout)
-        ]
+        found = subprocess.run(NVIDIA_SMI_QUERY, capture_output=True, text=True, timeout=30, check=True)
+        return parse_nvidia_smi(found.stdout)
     except (OSError, subprocess.SubprocessError, UserError):
-        return []
+        return ()
 
 
-def environment(spec: Mapping[str, Any], detected: Sequence[Mapping[str, Any]], remote: bool) -> dict[str, Any]:
+def environment(spec: Mapping[str, Any], detected: Sequence[DetectedGpu], remote: bool) -> dict[str, Any]:
     """What a reader needs to place the figures. No secret, no path of the engine's key."""
     settings = spec["settings"]
     return {
@@ -175,7 +168,7 @@ def environment(spec: Mapping[str, Any], detected: Sequence[Mapping[str, Any]], 
         "runtime": spec["runtime"],
         "settings": {k: v for k, v in settings.items() if k not in ("api_key_file", "extra_env")},
         "argv": list(spec["argv"]),
-        "gpus": [{k: v for k, v in g.items() if k != "known"} for g in detected],
+        "gpus": [{"index": g.index, "name": g.name, "memory_gib": round(g.memory_bytes / GIB, 2)} for g in detected],
         "cpu": None if remote else cpu_name(),
         "cpus": None if remote else os.cpu_count(),
         "kernel": None if remote else platform.release(),
@@ -249,11 +242,10 @@ def _architecture(model_dir: Path) -> ModelArchitecture | None:
         return None
 
 
-def _gpu(name: str, detected: Sequence[Mapping[str, Any]]) -> Gpu | None:
+def _gpu(name: str, detected: Sequence[DetectedGpu]) -> Gpu | None:
     if name:
         return get_gpu(name)
-    known = [g["known"] for g in detected if g.get("known") is not None]
-    return known[0] if known else None
+    return next((g.gpu for g in detected if g.gpu is not None), None)
 
 
 def _pool_tokens(facts: Mapping[str, Any]) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from .architecture import ModelArchitecture, load_architecture
@@ -21,7 +21,7 @@ from .capacity_rules import Release
 from .engines.base import EngineCapacity, EngineSettings
 from .engines.sglang import default_max_running_requests
 from .errors import UserError
-from .hardware import GIB, Gpu, get_gpu
+from .hardware import GIB, DetectedGpu, Gpu, get_gpu
 from .results import CapacityFacts, to_jsonable
 
 
@@ -39,18 +39,14 @@ class GateResult:
         return tuple(f for f in self.findings if f.severity == "refuse")
 
 
-def choose_gpu(device: str, wanted: str, detected: Sequence[Mapping[str, Any]]) -> tuple[Gpu | None, int | None]:
-    """(GPU, how many the host has). ``wanted`` names one where nvidia-smi cannot; ``detected`` as endpoint_test.detect_gpus."""
+def choose_gpu(device: str, wanted: str, detected: Sequence[DetectedGpu]) -> tuple[Gpu | None, int | None]:
+    """(GPU, how many the host has). ``wanted`` names one where nvidia-smi cannot; a detected one has its own memory figures."""
     if device == "cpu":
         return get_gpu("cpu"), None
     count = len(detected) or None
     if wanted:
         return get_gpu(wanted), count
-    for found in detected:
-        if found.get("known") is not None:
-            # What this card really has counts, not what its row says.
-            return replace(found["known"], memory_bytes=round(float(found["memory_gib"]) * GIB)), count
-    return None, count
+    return next((g.gpu for g in detected if g.gpu is not None), None), count
 
 
 def gate(
