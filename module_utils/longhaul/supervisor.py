@@ -51,7 +51,11 @@ class _UnixConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        try:
+            self.sock.connect(self._path)
+        except OSError:
+            self.sock.close()
+            raise
 
 
 class _UnixTransport(xmlrpc.client.Transport):
@@ -60,7 +64,15 @@ class _UnixTransport(xmlrpc.client.Transport):
         self._socket_path = path
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        return _UnixConnection(self._socket_path)
+        made = _UnixConnection(self._socket_path)
+        self._connection = (host, made)
+        return made
+
+    def request(self, *args: Any, **more: Any) -> Any:
+        try:
+            return super().request(*args, **more)
+        finally:
+            self.close()
 
 
 def daemon_config(where: Layout) -> str:
@@ -98,6 +110,8 @@ def program_config(where: Layout, stop_timeout_s: int) -> str:
     ``autorestart``: an engine that was up and died comes back by itself; the one that is being started is watched.
     """
     python = where.supervisor / "env" / "bin" / "python"
+    # This one value is expanded twice (supervisor/options.py, processes_from_section, 4.3.0).
+    log = _literal(where.log).replace("%", "%%")
     return f"""[program:{where.program}]
 command = {_quote(str(python))} {_quote(str(where.launcher))} {_quote(str(where.current_spec))}
 directory = {_literal(where.state)}
@@ -110,7 +124,7 @@ stopwaitsecs = {stop_timeout_s}
 stopasgroup = true
 killasgroup = true
 redirect_stderr = true
-stdout_logfile = {_literal(where.log)}
+stdout_logfile = {log}
 stdout_logfile_maxbytes = 50MB
 stdout_logfile_backups = 5
 """

@@ -1,0 +1,258 @@
+"""The spec: its identity, the state machine of current and previous, settings as Ansible passes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from longhaul.engines.base import EngineSettings
+from longhaul.errors import UserError
+from longhaul.layout import Layout
+from longhaul.rolling import proven
+from longhaul.spec import load_spec, render_spec, require_spec, restore_previous, settings_from, spec_id, store_spec
+
+PLAIN = {"model_path": "/models/m", "served_model_name": "m", "context_tokens": 8192}
+# Another value than the default for every setting, and the engine (with device) that takes it.
+OTHER: dict[str, Any] = {
+    "model_path": "/models/other",
+    "served_model_name": "other",
+    "context_tokens": 4096,
+    "host": "0.0.0.0",
+    "port": 9000,
+    "device": "cpu",
+    "tensor_parallel": 2,
+    "pipeline_parallel": 2,
+    "gpu_memory_utilization": 0.5,
+    "kv_cache_dtype": "fp8",
+    "dtype": "bfloat16",
+    "quantization": "fp8",
+    "load_format": "dummy",
+    "hybrid_kv": "on",
+    "prefix_caching": False,
+    "max_num_batched_tokens": 4096,
+    "max_num_seqs": 7,
+    "enforce_eager": True,
+    "attention_backend": "FLASH_ATTN",
+    "text_only": False,
+    "skip_tokenizer": True,
+    "cpu_kv_cache_gib": 3.0,
+    "swa_full_tokens_ratio": 0.02,
+    "max_total_tokens": 100_000,
+    "api_key_file": "/etc/key",
+    "extra_args": ["--seed", "1"],
+    "extra_env": {"A": "1"},
+}
+SGLANG_ONLY = ("swa_full_tokens_ratio", "max_total_tokens")
+
+
+def render(options: dict[str, Any] | None = None, engine: str = "vllm", **changes: Any) -> dict[str, Any]:
+    """A spec with all else fixed."""
+    fixed: dict[str, Any] = {"instance": "default", "python": "/e/bin/python", "environment_hash": "h"}
+    version = changes.pop("version", "0.12.0" if engine == "vllm" else "0.5.6.post2")
+    runtime = changes.pop("runtime", "process")
+    return render_spec(engine, version, runtime, settings_from({**PLAIN, **(options or {})}), **{**fixed, **changes})
+
+
+class TestIdentity:
+    def test_every_setting_has_another_value_here(self) -> None:
+        assert set(OTHER) == {f.name for f in dataclasses.fields(EngineSettings)}
+
+    @pytest.mark.parametrize("name", sorted(OTHER))
+    def test_sensitive_to_every_setting(self, name: str) -> None:
+        engine = "sglang" if name in SGLANG_ONLY else "vllm"
+        assert render({name: OTHER[name]}, engine)["spec_id"] != render(engine=engine)["spec_id"]
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"version": "0.13.0"},
+            {"runtime": "docker"},
+            {"instance": "two"},
+            {"python": "/f/bin/python"},
+            {"environment_hash": "g"},
+            {"container": {"image": "a", "digest": "sha256:1"}},
+            {"model": {"revision": "abc"}},
+        ],
+    )
+    def test_sensitive_to_what_is_around_the_settings(self, change: dict[str, Any]) -> None:
+        assert render(**change)["spec_id"] != render()["spec_id"]
+
+    def test_stable_over_processes_and_disk(self, tmp_path: Path) -> None:
+        where = Layout(tmp_path)
+        spec = render(OTHER | dict.fromkeys(SGLANG_ONLY))
+        store_spec(where, spec)
+        again = load_spec(where)
+        assert again is not None
+        assert spec_id(again) == spec["spec_id"] == again["spec_id"]
+        assert len(spec["spec_id"]) == 12
+
+    @given(st.permutations(sorted(set(OTHER) - set(SGLANG_ONLY))))
+    def test_order_and_spelling_of_the_options_do_not_matter(self, order: list[str]) -> None:
+        """Ansible hands numbers and booleans over as text as often as not."""
+        words = {n: str(OTHER[n]) if isinstance(OTHER[n], (bool, int, float)) else OTHER[n] for n in order}
+        assert render(words)["spec_id"] == render({n: OTHER[n] for n in sorted(words)})["spec_id"]
+
+    def test_no_secret_is_in_it(self, tmp_path: Path) -> None:
+        key = tmp_path / "key"
+        key.write_text("hunter2hunter2", encoding="utf-8")
+        spec = render({"api_key_file": str(key)})
+        assert "hunter2" not in json.dumps(spec)
+        assert spec["secret_env"] == {"VLLM_API_KEY": str(key)}
+        assert str(key) not in " ".join(spec["argv"])
+
+    @pytest.mark.parametrize(
+        ("host", "url"),
+        [
+            ("0.0.0.0", "http://127.0.0.1:8000"),
+            ("::", "http://127.0.0.1:8000"),
+            ("::1", "http://[::1]:8000"),
+            ("10.0.0.5", "http://10.0.0.5:8000"),
+        ],
+    )
+    def test_url_can_be_asked_on_the_host(self, host: str, url: str) -> None:
+        assert render({"host": host})["url"] == url
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("context_tokens", "2M"),
+            ("context_tokens", 0),
+            ("context_tokens", -8192),
+            ("context_tokens", True),
+            ("context_tokens", 1.5),
+            ("port", "http"),
+            ("tensor_parallel", 0),
+            ("gpu_memory_utilization", "most"),
+            ("enforce_eager", "maybe"),
+            ("hybrid_kv", "sometimes"),
+        ],
+    )
+    def test_a_bad_value_names_the_variable_that_the_operator_set(self, option: str, value: Any) -> None:
+        with pytest.raises(UserError, match=f"engine_{option}"):
+            settings_from({**PLAIN, option: value})
+
+    def test_an_unknown_setting_lists_the_known(self) -> None:
+        with pytest.raises(UserError, match=r"max_model_len.*context_tokens"):
+            settings_from({**PLAIN, "max_model_len": 1})
+
+    def test_none_means_the_engines_default(self) -> None:
+        assert settings_from({**PLAIN, "prefix_caching": None, "max_num_seqs": None}) == settings_from(PLAIN)
+
+    @pytest.mark.parametrize(("word", "meant"), [(True, "on"), (False, "off"), ("default", "default")])
+    def test_yaml_reads_a_bare_on_as_true(self, word: Any, meant: str) -> None:
+        assert settings_from({**PLAIN, "hybrid_kv": word}).hybrid_kv == meant
+
+
+class TestDisk:
+    def test_nothing_deployed_says_so(self, tmp_path: Path) -> None:
+        assert load_spec(Layout(tmp_path)) is None
+        with pytest.raises(UserError, match="nothing deployed"):
+            require_spec(Layout(tmp_path))
+        with pytest.raises(UserError, match="earlier deployment"):
+            restore_previous(Layout(tmp_path))
+
+    def test_another_schema_is_refused(self, tmp_path: Path) -> None:
+        where = Layout(tmp_path)
+        where.current_spec.parent.mkdir()
+        where.current_spec.write_text('{"schema": "longhaul.spec/0"}', encoding="utf-8")
+        with pytest.raises(UserError, match="longhaul.spec/0"):
+            load_spec(where)
+
+    def test_a_dry_run_says_what_would_happen_and_writes_nothing(self, tmp_path: Path) -> None:
+        where = Layout(tmp_path)
+        assert store_spec(where, render(), dry_run=True) == (True, None)
+        assert list(tmp_path.iterdir()) == []
+        store_spec(where, render())
+        files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+        changed, before = store_spec(where, render({"max_num_seqs": 3}), dry_run=True)
+        assert changed
+        assert before == render()
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
+
+
+class Deployments(RuleBasedStateMachine):
+    """Deploy, prove, roll back in any order: previous is always the last different spec that was proven."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="lh-spec-"))
+        self.where = Layout(self.folder)
+        self.current: dict[str, Any] | None = None
+        self.previous: dict[str, Any] | None = None
+        self.in_doubt: str | None = None
+
+    @rule(seqs=st.integers(1, 4))
+    def deploy(self, seqs: int) -> None:
+        wanted = render({"max_num_seqs": seqs})
+        changed, before = store_spec(self.where, wanted)
+        assert before == self.current
+        assert changed == (wanted != self.current)
+        if changed:
+            if self.current is not None and self.current["spec_id"] != self.in_doubt:
+                self.previous = self.current
+            self.current, self.in_doubt = wanted, wanted["spec_id"]
+
+    @rule()
+    def prove(self) -> None:
+        proven(self.where)
+        self.in_doubt = None
+
+    @rule()
+    def roll_back(self) -> None:
+        if self.previous is None:
+            with pytest.raises(UserError):
+                restore_previous(self.where)
+            return
+        now, was = restore_previous(self.where)
+        assert (now, was) == (self.previous, self.current)
+        self.current, self.previous = self.previous, self.current
+
+    @invariant()
+    def disk_agrees(self) -> None:
+        assert load_spec(self.where) == self.current
+        assert load_spec(self.where, "previous") == self.previous
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.folder)
+
+
+TestDeployments = Deployments.TestCase
+TestDeployments.settings = settings(
+    max_examples=25, stateful_step_count=12, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+@pytest.mark.parametrize("victim", ["previous.json", "current.json"])
+def test_a_crash_between_the_writes_leaves_a_complete_current(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    where = Layout(tmp_path)
+    old, new = render(), render({"max_num_seqs": 3})
+    store_spec(where, old)
+    proven(where)
+    replace = Path.replace
+
+    def crash(self: Path, target: Path) -> Path:
+        if Path(target).name == victim:
+            raise OSError(5, "Input/output error")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", crash)
+    with pytest.raises(UserError):
+        store_spec(where, new)
+    monkeypatch.undo()
+    assert load_spec(where) == old
+    # The next run gets there, and the good one is still the one to return to.
+    store_spec(where, new)
+    assert load_spec(where) == new
+    assert load_spec(where, "previous") == old
