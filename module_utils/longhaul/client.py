@@ -216,7 +216,7 @@ class ResponseReader:
     def _head(self, head: bytes) -> None:
         lines = head.decode("latin-1").split("\r\n")
         words = lines[0].split(" ", 2)
-        if len(words) < 2 or words[0] not in ("HTTP/1.1", "HTTP/1.0") or len(words[1]) != 3 or not words[1].isdigit():
+        if len(words) < 2 or words[0] not in ("HTTP/1.1", "HTTP/1.0") or len(words[1]) != 3 or not _is_number(words[1]):
             raise HttpFormatError(f"not an HTTP/1.1 status line: {lines[0][:80]!r}")
         status = int(words[1])
         headers: dict[str, str] = {}
@@ -244,12 +244,16 @@ class ResponseReader:
                 raise HttpFormatError(f"transfer-encoding {coding!r} is not supported")
             self._state = "size"
         elif length is not None:
-            if not length.isdigit():
+            if not _is_number(length):
                 raise HttpFormatError(f"bad Content-Length {length[:40]!r}")
             self._left = int(length)
             self._state = "length"
         else:
             self._state = "close"
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()  # a superscript two is a digit to isdigit alone
 
 
 class SseReader:

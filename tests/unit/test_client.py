@@ -109,6 +109,23 @@ def test_what_is_not_http_is_refused(data: bytes) -> None:
         ResponseReader(Sink()).feed(data)
 
 
+@given(
+    st.lists(
+        st.one_of(st.binary(max_size=30), st.sampled_from([b"HTTP/1.1 200 OK\r\n", b"\r\n\r\n", CHUNKED, LENGTH, b"5\r\nab"]))
+    )
+)
+@example([b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\n"])
+@example([b"HTTP/1.1 20\xb2 OK\r\n\r\n"])
+def test_no_bytes_whatever_raise_anything_but_a_format_error(data: list[bytes]) -> None:
+    reader = ResponseReader(Sink())
+    try:
+        for piece in data:
+            reader.feed(piece)
+        reader.closed()
+    except HttpFormatError:
+        pass
+
+
 def test_a_token_is_not_held_back_until_its_chunk_is_whole() -> None:
     sink = Sink()
     reader = ResponseReader(sink)
