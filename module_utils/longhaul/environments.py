@@ -67,7 +67,7 @@ def python_version(path: str) -> tuple[int, int] | None:
 
 def _probe(path: str) -> tuple[tuple[int, int], str] | None:
     # The base executable: an environment made from an environment would die with it.
-    program = "import sys, venv, ensurepip; print(*sys.version_info[:2], getattr(sys, '_base_executable', sys.executable))"
+    program = "import sys, venv; print(*sys.version_info[:2], getattr(sys, '_base_executable', sys.executable))"
     try:
         found = subprocess.run([path, "-c", program], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -87,20 +87,57 @@ def _on_path(name: str) -> list[str]:
 
 
 def find_python(candidates: Sequence[str], exact: tuple[int, int] | None, least: tuple[int, int] = (3, 10)) -> str:
-    """The first candidate that runs and fits. UserError lists what was tried."""
+    """The base interpreter of the first candidate that runs and fits. UserError lists what was tried."""
+    return _choose(candidates, exact, least, pip=True)[1]
+
+
+def _choose(
+    candidates: Sequence[str], exact: tuple[int, int] | None, least: tuple[int, int] = (3, 10), *, pip: bool
+) -> tuple[str, str]:
+    """(candidate as found, its base interpreter). ``pip``: it must be able to bring pip into an environment by itself."""
     tried: list[str] = []
     for path in (found for name in candidates for found in _on_path(name)):
         probed = _probe(path)
         version = probed[0] if probed else None
-        tried.append(f"{path} ({'.'.join(map(str, version)) if version else 'does not run, or lacks venv'})")
-        if version is not None and (version == exact if exact else version >= least):
-            return probed[1] if probed else path
+        fits = version is not None and (version == exact if exact else version >= least)
+        if probed and fits and (not pip or has_ensurepip(probed[1])):
+            return path, probed[1]
+        said = ".".join(map(str, version)) if version else "does not run, or lacks venv"
+        tried.append(f"{path} ({said}{', lacks ensurepip' if fits else ''})")
     need = f"Python {exact[0]}.{exact[1]}" if exact else f"Python {least[0]}.{least[1]} or newer"
     raise UserError(
         "; ".join(tried) or "no Python among " + ", ".join(candidates),
         f"{need} with venv and ensurepip on the host",
         f"install python{exact[0]}.{exact[1]} and its venv package" if exact else "install python3 and python3-venv, or name one",
     )
+
+
+def has_ensurepip(python: str) -> bool:
+    """Can this interpreter put pip into a new environment by itself? Debian's cannot without its venv package."""
+    return subprocess.run([python, "-c", "import ensurepip"], capture_output=True, timeout=30, check=False).returncode == 0
+
+
+def package_folders(python: str) -> tuple[str, ...]:
+    """Where an interpreter that lives in a virtual environment finds its packages; empty for a plain interpreter.
+
+    ``--system-site-packages`` shows the base interpreter's packages only. GPU images often keep torch in an environment of
+    their own, and those packages are the ones meant.
+    """
+    program = (
+        "import sys; print(*[p for p in sys.path if p.endswith('-packages')] if sys.prefix != sys.base_prefix else [], sep='\\n')"
+    )
+    found = subprocess.run([python, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    return tuple(line for line in found.stdout.splitlines() if line) if found.returncode == 0 else ()
+
+
+def find_pip_wheel(wheelhouse: str | None) -> Path | None:
+    """The newest pip in a wheelhouse: a wheel that Python can run as it is."""
+    found = (
+        sorted(Path(wheelhouse).glob("pip-*.whl"), key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)])
+        if wheelhouse
+        else []
+    )
+    return found[-1] if found else None
 
 
 def is_built(path: Path, lock: Lock) -> bool:
@@ -128,7 +165,8 @@ def build_environment(
 
     A half-made environment (no stamp) is thrown away first. ``wheelhouse``: a folder of wheels; pip then asks no index.
     """
-    base = find_python(candidates, lock.python)
+    pip_wheel = find_pip_wheel(wheelhouse)
+    candidate, base = _choose(candidates, lock.python, pip=pip_wheel is None)
     if needed_bytes:
         require_free(
             path, needed_bytes, f"the environment {path.name}", "free space, or set longhaul_home to a larger file system"
@@ -138,10 +176,16 @@ def build_environment(
     if path.exists():
         shutil.rmtree(path)
     say(f"installing: making {path.name} with {base}")
-    command = [base, "-m", "venv", *(["--system-site-packages"] if system_site_packages else []), str(path)]
-    _run(command, "python -m venv", say=None)
+    borrowed = package_folders(candidate) if system_site_packages else ()
+    command = [base, "-m", "venv"]
+    command += ["--system-site-packages"] if system_site_packages and not borrowed else []
+    command += ["--without-pip"] if pip_wheel else []
+    _run([*command, str(path)], "python -m venv", say=None)
     python = str(path / "bin" / "python")
-    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    if borrowed:
+        _borrow(path, python, borrowed)
+    pip = [python, *([f"{pip_wheel}/pip"] if pip_wheel else ["-m", "pip"])]
+    pip += ["install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
     pip += ["--timeout", str(pip_timeout_s)]
     if lock.pinned:
         pip.append("--no-deps")
@@ -161,6 +205,14 @@ def build_environment(
     write_atomic(path / STAMP, json.dumps(stamp, indent=1) + "\n")
     say(f"installing: {path.name} complete, {total} packages")
     return base
+
+
+def _borrow(path: Path, python: str, folders: Sequence[str]) -> None:
+    """Let the environment see ``folders`` after its own packages, with what their .pth files add."""
+    program = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    own = subprocess.run([python, "-c", program], capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    lines = [f"import site; site.addsitedir({folder!r})" for folder in folders]
+    write_atomic(Path(own) / "longhaul-borrowed.pth", "\n".join(lines) + "\n")
 
 
 class _PipCounter:
