@@ -49,7 +49,7 @@ class Finding:
 def whole_number(name: str, value: Any, least: int = 1) -> int | Finding:
     """``value`` as an integer of at least ``least``. Strings of digits count; booleans, fractions and suffixes do not."""
     text = str(value)
-    if isinstance(value, bool) or not re.fullmatch(r"-?\d+", text) or int(text) < least:
+    if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < least:
         kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
         return Finding(f"{name} {value!r}", f"{kind} (tokens are plain integers: 2097152, not 2M)", f"set {name}")
     return int(text)
@@ -81,6 +81,7 @@ def check_engine(options: Mapping[str, Any]) -> list[Finding]:
         findings.append(
             Finding(f"engine_gpu_memory_utilization {utilization!r}", "a fraction from 0.05 to 1.0", "set engine_gpu_memory_utilization")
         )
+        numbers_ok = False
     if version is not None and numbers_ok and options.get("name") in ENGINES:
         try:
             ENGINES[str(options["name"])].launch(settings_from(settings), version)

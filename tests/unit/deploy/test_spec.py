@@ -25,7 +25,7 @@ OTHER: dict[str, Any] = {
     "model_path": "/models/other",
     "served_model_name": "other",
     "context_tokens": 4096,
-    "host": "0.0.0.0",
+    "host": "0.0.0.0",  # noqa: S104 - a value
     "port": 9000,
     "device": "cpu",
     "tensor_parallel": 2,
@@ -111,7 +111,7 @@ class TestIdentity:
     @pytest.mark.parametrize(
         ("host", "url"),
         [
-            ("0.0.0.0", "http://127.0.0.1:8000"),
+            ("0.0.0.0", "http://127.0.0.1:8000"),  # noqa: S104 - a value
             ("::", "http://127.0.0.1:8000"),
             ("::1", "http://[::1]:8000"),
             ("10.0.0.5", "http://10.0.0.5:8000"),
@@ -165,7 +165,7 @@ class TestDisk:
         where = Layout(tmp_path)
         where.current_spec.parent.mkdir()
         where.current_spec.write_text('{"schema": "longhaul.spec/0"}', encoding="utf-8")
-        with pytest.raises(UserError, match="longhaul.spec/0"):
+        with pytest.raises(UserError, match=r"longhaul\.spec/0"):
             load_spec(where)
 
     def test_a_dry_run_says_what_would_happen_and_writes_nothing(self, tmp_path: Path) -> None:
