@@ -70,15 +70,18 @@ def mapped_prompt(tokens: int, folder: Path) -> memoryview:
         return memoryview(mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def body_parts(scenario: Scenario, folder: Path, number: int) -> tuple[bytes | memoryview, ...]:
-    """head, ids, tail: distinct in their first id, so that nothing is cached."""
-    ids = mapped_prompt(scenario.tokens, folder)
+Body = tuple[bytes | memoryview, ...]
+
+
+def bodies(scenario: Scenario, folder: Path) -> list[Body]:
+    """(head, ids, tail) of every request, before any clock starts; distinct in their first id."""
+    ids = mapped_prompt(scenario.tokens, folder)[7:]
     rest = {"model": "standin-model", "max_tokens": scenario.output, "stream": True, "stream_options": {"include_usage": True}}
-    head = b'{"prompt":[%d' % (200_000 + number)
-    return head, ids[7:], b"," + json.dumps(rest).encode()[1:]
+    tail = b"," + json.dumps(rest).encode()[1:]
+    return [(b'{"prompt":[%d' % (200_000 + number), ids, tail) for number in range(scenario.requests)]
 
 
-async def ours(url: str, scenario: Scenario, folder: Path) -> list[tuple[float, float, float]]:
+async def ours(url: str, scenario: Scenario, prepared: list[Body]) -> list[tuple[float, float, float]]:
     """(TTFT, median gap, E2E) of each request, seconds."""
     from longhaul.client import Client, Endpoint, Timeouts
     from longhaul.engines import get_engine
@@ -88,11 +91,11 @@ async def ours(url: str, scenario: Scenario, folder: Path) -> list[tuple[float, 
     out: list[tuple[float, float, float]] = []
     async with Client(Endpoint.parse(url)) as client:
         await client.open_connections(scenario.in_flight)
-        numbers = iter(range(scenario.requests))
+        waiting = iter(prepared)
 
         async def worker() -> None:
-            for number in numbers:
-                exchange = await client.stream("/v1/completions", body_parts(scenario, folder, number), adapter, Timeouts())
+            for parts in waiting:
+                exchange = await client.stream("/v1/completions", parts, adapter, Timeouts())
                 if exchange.error or exchange.ttft_s is None or exchange.e2e_s is None:
                     raise RuntimeError(exchange.error)
                 out.append((exchange.ttft_s, statistics.median(exchange.itl_s), exchange.e2e_s))
@@ -107,18 +110,18 @@ def _events(times: list[float], sent: float) -> tuple[float, float, float]:
     return times[0] - sent, statistics.median(gaps), times[-1] - sent
 
 
-async def with_aiohttp(url: str, scenario: Scenario, folder: Path) -> list[tuple[float, float, float]]:
+async def with_aiohttp(url: str, scenario: Scenario, prepared: list[Body]) -> list[tuple[float, float, float]]:
     """The same with aiohttp, body joined, as its users do."""
     import aiohttp
 
     out: list[tuple[float, float, float]] = []
-    numbers = iter(range(scenario.requests))
+    waiting = iter(prepared)
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
 
         async def worker() -> None:
-            for number in numbers:
-                body = b"".join(body_parts(scenario, folder, number))
+            for parts in waiting:
+                body = b"".join(parts)
                 times: list[float] = []
                 sent = time.perf_counter()
                 async with session.post(
@@ -135,18 +138,18 @@ async def with_aiohttp(url: str, scenario: Scenario, folder: Path) -> list[tuple
     return out
 
 
-async def with_httpx(url: str, scenario: Scenario, folder: Path) -> list[tuple[float, float, float]]:
+async def with_httpx(url: str, scenario: Scenario, prepared: list[Body]) -> list[tuple[float, float, float]]:
     """The same with httpx."""
     import httpx
 
     out: list[tuple[float, float, float]] = []
-    numbers = iter(range(scenario.requests))
+    waiting = iter(prepared)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=scenario.in_flight)
     async with httpx.AsyncClient(timeout=None, limits=limits, trust_env=False) as client:  # noqa: S113 - the server is ours
 
         async def worker() -> None:
-            for number in numbers:
-                body = b"".join(body_parts(scenario, folder, number))
+            for parts in waiting:
+                body = b"".join(parts)
                 times: list[float] = []
                 sent = time.perf_counter()
                 headers = {"Content-Type": "application/json"}
@@ -167,8 +170,9 @@ CLIENTS = {"ours": ours, "aiohttp": with_aiohttp, "httpx": with_httpx}
 
 def child(name: str, url: str, scenario: Scenario, folder: Path) -> None:
     """In the client's process: run, then print one JSON object."""
+    prepared = bodies(scenario, folder)
     begun, cpu = time.perf_counter(), time.process_time()
-    rows = asyncio.run(CLIENTS[name](url, scenario, folder))
+    rows = asyncio.run(CLIENTS[name](url, scenario, prepared))
     wall, cpu = time.perf_counter() - begun, time.process_time() - cpu
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     print(
@@ -195,7 +199,7 @@ def measure(name: str, scenario: Scenario, folder: Path) -> dict[str, float]:
     from standin.fixture import StandIn
 
     truth = folder / f"truth-{name}-{scenario.name.replace(' ', '-')}.jsonl"
-    args = ["--ttft", str(scenario.ttft_s), "--gap", str(scenario.gap_s), "--truth-log", str(truth)]
+    args = ["--no-enable-prefix-caching", "--ttft", str(scenario.ttft_s), "--gap", str(scenario.gap_s), "--truth-log", str(truth)]
     with StandIn(*args) as server:
         command = [sys.executable, __file__, "--child", name, "--url", server.url, "--folder", str(folder)]
         command += ["--scenario-json", json.dumps(asdict(scenario))]

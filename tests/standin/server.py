@@ -480,7 +480,7 @@ def read_generation(path: str, raw: bytearray, options: Options) -> tuple[dict[s
             end = raw.find(b"]", begin)
             body = json.loads(bytes(raw[:begin]) + b"0" + bytes(raw[end + 1 :]))
             with memoryview(raw) as view, view[begin + 1 : end] as inside:
-                return body, from_ids_text(inside, salt_of(body))
+                return body, from_ids_text(inside, salt_of(body), keep=options.cache or options.tokenizer_json is not None)
     body = json.loads(bytes(raw))
     if path == "/v1/chat/completions":
         return body, from_words(chat_words(body["messages"]), options.chat_overhead, salt_of(body))
