@@ -2,7 +2,7 @@
 
 Codes: ``request_failed``, ``server_dead``, ``server_restarted``, ``slo_missed``, ``needle_recall``, ``regression`` (FAIL);
 ``token_error``, ``output_token_error``, ``cached_prompt``, ``below_floor``, ``implausible`` (INVALID); ``no_usage``,
-``no_metrics``, ``cache_unknown``, ``foreign_traffic``, ``client_lag``, ``repeats_disagree``, ``counter_mismatch``,
+``no_metrics``, ``cache_unknown``, ``not_warm``, ``foreign_traffic``, ``client_lag``, ``repeats_disagree``, ``counter_mismatch``,
 ``not_run`` (INCONCLUSIVE).
 """
 
@@ -21,6 +21,9 @@ from .stats import change, disagreement, median, noise, summarize
 LAG_SHARE = 0.1
 LAG_LEAST_S = 0.04
 LAG_REQUESTS_SHARE = 0.05
+# Standing still for this share of a point means that the client was saturated, so that every gap it timed is doubtful.
+# Less, in stalls too short to move a TTFT, is what sharing the cores with a CPU engine looks like.
+LAG_LOOP_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,8 @@ def _coldness(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reas
     if evidence.warm_mode:
         if cache.state == "UNKNOWN":
             return [_open("cache_unknown", f"warm mode, but nothing tells whether the cache was hit: {cache.source}")]
+        if cache.state == "COLD":
+            return [_open("not_warm", "warm mode, but no prompt came from the cache: it is off, or too small to keep one prompt")]
         return []
     if cache.state == "WARM":
         cached = sum(r.cached_tokens or 0 for r in ok)
@@ -209,7 +214,7 @@ def _client(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason
             f"({len(late)} of {len(ok)} requests; TTFT p50 {ttft.p50:.3f} s)"
         )
         return [_open("client_lag", text)]
-    if evidence.lag_share > 0.1:
+    if evidence.lag_share > LAG_LOOP_SHARE:
         return [_open("client_lag", f"the client's event loop stood still for {100 * evidence.lag_share:.0f}% of the point")]
     return []
 

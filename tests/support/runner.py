@@ -56,7 +56,13 @@ def run_playbook(
             quiet=True,
             timeout=timeout_s,
             suppress_env_files=True,
-            envvars={"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_HOST_KEY_CHECKING": "True"},
+            envvars={
+                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+                "ANSIBLE_NOCOLOR": "1",
+                "ANSIBLE_HOST_KEY_CHECKING": "True",
+                # ansible-runner sets this for its own plugin; ours is added, or the summary would be missing.
+                "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "plugins/callback"),
+            },
         )
         tasks: list[tuple[str, str, str]] = []
         messages: list[str] = []
@@ -69,7 +75,9 @@ def run_playbook(
             elif kind in ("runner_on_failed", "runner_on_unreachable"):
                 tasks.append((data.get("task", ""), data.get("host", ""), kind.removeprefix("runner_on_")))
                 messages.append(str(result.get("msg", "")))
-        text = done.stdout.read() if done.stdout else ""
+        # Not done.stdout: it opens the file anew at each look and leaves it open.
+        stdout = Path(str(done.config.artifact_dir)) / "stdout"
+        text = stdout.read_text(encoding="utf-8", errors="replace") if stdout.exists() else ""
         return Outcome(done.rc, text, done.stats or {}, tuple(tasks), tuple(messages))
     finally:
         shutil.rmtree(private, ignore_errors=True)
