@@ -60,6 +60,7 @@ PROGRAMS = {
 }
 CAP_SYS_RESOURCE = 24
 SLOTS = 16
+INOTIFY, INOTIFY_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances"), 2048
 FIRST_PORT, PORTS_PER_SLOT = 21000, 700
 
 
@@ -331,6 +332,7 @@ class Bed:
         state.write_text(json.dumps({"run_dir": str(self._run_dir)}))
 
     def _start(self) -> None:
+        _raise_inotify_limit()
         self._network(add=True)
         containerd = self._run_dir / "containerd.sock"
         (self._run_dir / "containerd.toml").write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
@@ -444,6 +446,7 @@ class Bed:
                 self._old_handler = None
             self._slot = -1
             self._lock.close()
+            _restore_inotify_limit()
 
     def _sweep(self) -> None:
         """Kill by pid whatever still runs out of this slot's directories, then take away mounts, bridge, rules and files."""
@@ -503,6 +506,8 @@ class Bed:
                 for key, value in entry["NetworkSettings"]["Ports"].items()
                 if value
             }
+            if 22 not in published:
+                raise BedError(f"host {entry['Name'].lstrip('/')} did not stay up: {json.dumps(entry['State'])}")
             hosts.append(Host(entry["Name"].lstrip("/"), entry["Id"], published.pop(22), published, self))
         with self._known_hosts.open("a") as known:
             for host in hosts:
@@ -607,6 +612,30 @@ class Bed:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "hosts.json").write_text(json.dumps(self.inventory(groups, variables), indent=2) + "\n")
         return folder
+
+
+def _raise_inotify_limit() -> None:
+    """A systemd takes a handful of inotify instances, root has 128 in all: twenty hosts need more, or die at once (exit 255)."""
+    with _locked(CACHE / "inotify.lock"):
+        limit = int(INOTIFY.read_text())
+        if limit < INOTIFY_INSTANCES:
+            (CACHE / "inotify.before").write_text(str(limit))
+            INOTIFY.write_text(str(INOTIFY_INSTANCES))
+
+
+def _restore_inotify_limit() -> None:
+    """Back to what the machine had, once no bed is left."""
+    before = CACHE / "inotify.before"
+    with _locked(CACHE / "inotify.lock"):
+        for slot in range(SLOTS):
+            with (CACHE / f"slot-{slot}.lock").open("w") as handle:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return
+        if before.exists():
+            INOTIFY.write_text(before.read_text())
+            before.unlink()
 
 
 def _exit_on_term(number: int, frame: FrameType | None) -> None:
