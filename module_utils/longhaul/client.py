@@ -733,11 +733,17 @@ class Client:
         return await asyncio.wait_for(self._call(method, path, payload), timeout_s)
 
     async def _call(self, method: str, path: str, payload: bytes | None) -> Reply:
-        connection, reused, _ = await self._acquire(None)
-        if reused and method != "GET":
-            # Never a control call with side effects on a connection that may be dying.
-            self._idle.append(connection)
-            connection, _, _ = await self._acquire(None, fresh=True)
+        # A call with side effects never goes out on a connection that may be dying; a GET may be asked again.
+        connection, reused, _ = await self._acquire(None, fresh=method != "GET")
+        try:
+            return await self._exchange(connection, method, path, payload)
+        except (HttpFormatError, ConnectionError):
+            if not reused:
+                raise
+        connection, _, _ = await self._acquire(None, fresh=True)
+        return await self._exchange(connection, method, path, payload)
+
+    async def _exchange(self, connection: _Connection, method: str, path: str, payload: bytes | None) -> Reply:
         sink = _Collector()
         begun = time.perf_counter()
         finished = connection.begin(sink, head_only=method == "HEAD")

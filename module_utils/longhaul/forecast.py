@@ -8,7 +8,7 @@ rate. Figures that rest on no measurement say so in ``basis``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Cost = Callable[[int], float]
 
@@ -18,6 +18,8 @@ ASSUMED_MFU = 0.3
 PESSIMISTIC_MFU = 0.02
 UNKNOWN_TOKENS_PER_S = 200.0
 UNKNOWN_TPOT_S = 0.5
+# Decode runs well above its memory-bandwidth bound: 9-20 ms measured on 2 x H200 where the bound is 2-5 ms.
+ASSUMED_OVER_DECODE_FLOOR = 5.0
 # An attention layer's share grows with length; without the architecture, assume it equals the rest at this length.
 QUADRATIC_FROM_TOKENS = 100_000
 
@@ -59,15 +61,19 @@ class Deadlines:
 
 @dataclass(frozen=True)
 class Forecaster:
-    """``cost``: FLOP (or token equivalents) of a prompt. ``peak_per_s``: cost per second at 100% of the hardware's peak."""
+    """``cost``: FLOP (or token equivalents) of a prompt. ``peak_per_s``: cost per second at 100% of the hardware's peak.
+
+    ``decode_floor_s``: the least seconds per output token on this hardware, at the longest context of the ladder.
+    """
 
     cost: Cost = length_cost
     peak_per_s: float | None = None
     measured: tuple[Measured, ...] = ()
+    decode_floor_s: float | None = None
 
     def learn(self, point: Measured) -> Forecaster:
         """With one more measurement."""
-        return Forecaster(self.cost, self.peak_per_s, (*self.measured, point))
+        return replace(self, measured=(*self.measured, point))
 
     def ttft_s(self, tokens: int) -> tuple[float, str]:
         """Expected seconds to the first token of a lone prompt, and on what that rests.
@@ -87,7 +93,9 @@ class Forecaster:
     def tpot_s(self) -> float:
         """Expected seconds per output token."""
         found = [m.tpot_s for m in self.measured if m.tpot_s is not None]
-        return max(found[-3:]) if found else UNKNOWN_TPOT_S
+        if found:
+            return max(found[-3:])
+        return UNKNOWN_TPOT_S if self.decode_floor_s is None else self.decode_floor_s * ASSUMED_OVER_DECODE_FLOOR
 
     def expect(self, input_tokens: int, output_tokens: int, concurrency: int, repeats: int) -> Expectation:
         """A point: prompts of one round are prefilled one after another, then decoded together."""

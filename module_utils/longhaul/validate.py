@@ -351,7 +351,9 @@ class _Run:
             return roofline.prefill_floor(arch, gpu, count, tokens, dtype=config.weights_dtype, kv_dtype=config.kv_dtype).flop
 
         peak = roofline.prefill_floor(arch, gpu, count, 8192, dtype=config.weights_dtype, kv_dtype=config.kv_dtype)
-        self.forecaster = Forecaster(cost, peak.peak_flop_per_s)
+        longest = max(p.input_tokens for p in config.points)
+        decode = roofline.decode_floor(arch, gpu, count, longest, dtype=config.weights_dtype, kv_dtype=config.kv_dtype)
+        self.forecaster = Forecaster(cost, peak.peak_flop_per_s, decode_floor_s=decode.floor_s)
 
     def _prepare_prompts(self) -> None:
         from .corpus import ensure_corpus, random_ids_corpus, recommended_tokens

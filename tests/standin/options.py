@@ -81,7 +81,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--context-length", type=int, default=None)
     add("--max-num-seqs", type=int, default=None)
     add("--max-running-requests", type=int, default=None)
-    add("--api-key", default=os.environ.get("VLLM_API_KEY") or None)
+    add("--api-key", default=os.environ.get("VLLM_API_KEY") or os.environ.get("LONGHAUL_SGLANG_API_KEY") or None)
     add("--no-enable-prefix-caching", action="store_true")
     add("--disable-radix-cache", action="store_true")
     add("--enable-prompt-tokens-details", action="store_true")

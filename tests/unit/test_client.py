@@ -10,7 +10,6 @@ import ssl
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -477,16 +476,26 @@ def test_a_named_proxy_gets_the_absolute_address() -> None:
     assert lines == [b"POST http://engine.invalid:8000/v1/completions HTTP/1.1"]
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
-def test_https_and_an_untrusted_certificate(tmp_path: Path) -> None:
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """(server's context, client's context that trusts it) for localhost, made for this run."""
+    if shutil.which("openssl") is None:
+        pytest.skip("makes its certificate with openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    key, cert = folder / "key.pem", folder / "cert.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     command += ["-keyout", str(key), "-out", str(cert), "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     subprocess.run(command, check=True, capture_output=True)
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     serving.load_cert_chain(cert, key)
-    body = b"y" * 3_000_000
+    return serving, ssl.create_default_context(cafile=str(cert))
+
+
+def test_https_a_proxy_to_it_and_an_untrusted_certificate(certificate: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    serving, trusting = certificate
+    body = memoryview(b"y" * 3_000_000)
     got: list[int] = []
+    asked: list[bytes] = []
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         got.append(len((await read_request(reader))[1]))
@@ -494,21 +503,40 @@ def test_https_and_an_untrusted_certificate(tmp_path: Path) -> None:
         await writer.drain()
         writer.close()
 
-    async def act() -> tuple[Exchange, Exchange]:
-        server = await asyncio.start_server(script, "localhost", 0, ssl=serving, limit=1 << 16)
-        endpoint = Endpoint("https", "localhost", server.sockets[0].getsockname()[1])
-        async with Client(endpoint, tls=ssl.create_default_context(cafile=str(cert))) as client:
-            good = await client.stream("/x", (memoryview(body),), VLLM, Timeouts())
-        async with Client(endpoint) as client:
-            bad = await client.stream("/x", (b"{}",), VLLM, Timeouts())
-        server.close()
-        return good, bad
+    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0])
+        far_reader, far_writer = await asyncio.open_connection("localhost", int(asked[0].split(b":")[1].split()[0]))
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
 
-    good, bad = asyncio.run(act())
-    assert good.status is RequestStatus.OK
-    assert got == [len(body)]
-    assert bad.status is RequestStatus.CONNECT_ERROR
-    assert "not trusted" in (bad.error or "")
+        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            while data := await source.read(65536):
+                sink.write(data)
+                await sink.drain()
+            sink.close()
+
+        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer), return_exceptions=True)
+
+    async def act() -> list[Exchange]:
+        server = await asyncio.start_server(script, "localhost", 0, ssl=serving, limit=1 << 16)
+        proxy = await asyncio.start_server(tunnel, "127.0.0.1", 0)
+        endpoint = Endpoint("https", "localhost", server.sockets[0].getsockname()[1])
+        through = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+        found = []
+        for client in (Client(endpoint, tls=trusting), Client(endpoint, tls=trusting, proxy=through), Client(endpoint)):
+            async with client:
+                found.append(await client.stream("/x", (body,), VLLM, Timeouts(first_token_s=10)))
+        server.close()
+        proxy.close()
+        await asyncio.sleep(0.05)
+        return found
+
+    direct, proxied, untrusted = asyncio.run(act())
+    assert (direct.status, direct.error) == (RequestStatus.OK, None)
+    assert (proxied.status, proxied.error) == (RequestStatus.OK, None)
+    assert got == [len(body), len(body)]
+    assert asked[0].startswith(b"CONNECT localhost:")
+    assert untrusted.status is RequestStatus.CONNECT_ERROR
+    assert "not trusted" in (untrusted.error or "")
 
 
 def test_tokens_without_text_and_chat_roles() -> None:

@@ -38,6 +38,11 @@ def test_the_published_ladder_is_forecast_within_a_factor_of_two() -> None:
     assert 520 / 2 < seconds < 520 * 2
 
 
+def test_known_hardware_forecasts_decode_from_its_bandwidth() -> None:
+    assert Forecaster(decode_floor_s=0.003).tpot_s() == pytest.approx(0.015)
+    assert Forecaster(decode_floor_s=0.003).learn(Measured(1000, 1.0, 0.02)).tpot_s() == 0.02
+
+
 def test_concurrent_prompts_wait_for_one_another() -> None:
     forecaster = Forecaster().learn(Measured(10_000, 2.0, 0.01))
     assert forecaster.expect(10_000, 100, 50, 1).last_ttft_s == pytest.approx(100.0)

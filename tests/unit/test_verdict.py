@@ -104,6 +104,8 @@ def test_small_lag_against_a_long_prefill_is_no_matter() -> None:
 def test_warm_mode_is_not_held_against_the_cache_or_physics() -> None:
     warm = evidence(record(cached_tokens=9_984), physics=physics(0.01, 0.99), warm_mode=True)
     assert judge_point(warm)[0] is Verdict.PASS
+    cold = evidence(record(), warm_mode=True)
+    assert [r.code for r in judge_point(cold)[1]] == ["not_warm"]
     unknown = replace(warm, cache=CacheFinding("UNKNOWN", None, "nothing"))
     assert judge_point(unknown)[0] is Verdict.INCONCLUSIVE
 
