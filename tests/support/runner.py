@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,6 +64,8 @@ def run_playbook(
                 "ANSIBLE_HOST_KEY_CHECKING": "True",
                 # ansible-runner sets this for its own plugin; ours is added, or the summary would be missing.
                 "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "plugins/callback"),
+                # The interpreter's own ansible-playbook, also where nobody activated the environment.
+                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             },
         )
         tasks: list[tuple[str, str, str]] = []
