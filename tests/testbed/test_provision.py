@@ -190,3 +190,53 @@ def test_an_air_gapped_host_installs_from_carried_files(
         assert (again.code, again.changed) == (0, 0), again.changes()
     finally:
         bed.remove([bare])
+
+
+# What the PCI bus of an HGX H200 host shows: eight GPUs, and a switch. Only the bus is made up; packages and repositories are real.
+FAKE_BUS = """set -e
+mkdir -p /run/bus && cd /run/bus
+device() { mkdir -p "$1"; echo 0x10de > "$1/vendor"; echo "$2" > "$1/class"; echo "$3" > "$1/device"; }
+for n in 0 1 2 3 4 5 6 7; do device 0000:1$n:00.0 0x030200 0x2335; done
+device 0000:20:00.0 0x068000 0x22a3
+mount --bind /run/bus /sys/bus/pci/devices
+"""
+
+
+def test_a_driver_is_planned_installed_and_held_up_to_the_point_where_it_needs_a_gpu(bed: Bed, tmp_path: Path) -> None:
+    path = tmp_path / "driver.yml"
+    path.write_text("- hosts: all\n  tasks:\n    - ansible.builtin.include_role: {name: gpu_driver}\n")
+    (host,) = made = bed.hosts(1, prefix="gpu", docker=False)
+    try:
+        host.run(FAKE_BUS)
+        variables = {"gpu_driver_source": "distribution", "gpu_driver_version": "535", "gpu_driver_expected": {"gpus": 8}}
+        inventory = bed.write_inventory(tmp_path / "inventory", {"engines": made}, variables)
+
+        def text(*words: str) -> tuple[int, str]:
+            played = play.play(path, inventory, *words)
+            return played.code, " ".join(played.text.split())
+
+        code, said = text()
+        assert code == 2
+        assert (
+            "found: NVSwitches, and Debian's own packages hold no fabric manager | required: gpu_driver_source: upstream" in said
+        )
+
+        host.run("rm -r /run/bus/0000:20:00.0")
+        code, said = text("--check")
+        assert code == 0, said[-2000:]
+        assert "would install nvidia-open-kernel-dkms, nvidia-smi, nvidia-persistenced, libcuda1" in said
+        assert host.run("dpkg -l nvidia-smi", check=False).returncode != 0
+
+        code, said = text("-e", json.dumps({"gpu_driver_manage": False}))
+        assert code == 2
+        assert "fail driver: found: nvidia-smi is not installed | required: a driver that answers" in said
+
+        few = {"gpu_driver_packages": ["nvidia-smi", "nvidia-persistenced"], "gpu_driver_kernel_headers": False}
+        code, said = text("-e", json.dumps(few))
+        assert code == 2
+        assert "modprobe: FATAL" in said
+        assert "required: the nvidia module loads" in said
+        assert host.run("apt-mark showhold").stdout.split() == ["nvidia-persistenced", "nvidia-smi"]
+        assert "blacklist nouveau" in host.read("/etc/modprobe.d/longhaul-nouveau.conf")
+    finally:
+        bed.remove(made)
