@@ -1,0 +1,77 @@
+"""The request's configurations, ready to use: each must pass the capacity plan and render for its version."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from longhaul.engines import get_engine
+from longhaul.engines.base import Version
+from longhaul.gate import gate
+from longhaul.hardware import get_gpu
+from longhaul.spec import settings_from
+
+ROOT = Path(__file__).resolve().parents[2]
+SETS = sorted((ROOT / "vars" / "sets").glob("*.yml"))
+SCOUT = json.loads((ROOT / "tests" / "unit" / "configs" / "llama-4-scout.json").read_text())
+# What of a set is the engine's; the rest is the container's and the test's.
+NEUTRAL = (
+    "context_tokens", "tensor_parallel", "gpu_memory_utilization", "hybrid_kv", "kv_cache_dtype", "enforce_eager", "max_num_seqs",
+    "attention_backend", "extra_env",
+)  # fmt: skip
+
+
+def load(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text())
+    return found
+
+
+def settings(values: dict[str, Any]) -> Any:
+    chosen = {name: values[f"engine_{name}"] for name in NEUTRAL if f"engine_{name}" in values}
+    return settings_from({"model_path": "/data/models/scout", "served_model_name": "scout", "host": "0.0.0.0", **chosen})
+
+
+def test_every_configuration_of_the_request_is_there() -> None:
+    assert {path.stem for path in SETS} == {"vllm-2m", "vllm-2.9m", "vllm-5m", "vllm-8m", "vllm-10m", "sglang-2m"}
+
+
+@pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
+def test_the_set_fits_eight_h200(path: Path) -> None:
+    values = load(path)
+    ladder = [(tokens + 200, 1) for tokens in values["context_test_ladder_tokens"]]
+    result = gate(
+        values["engine_name"], values["engine_version"], settings(values), SCOUT, gpu=get_gpu("h200"), host_gpus=8, ladder=ladder
+    )
+    assert result.plan is not None, result.skipped
+    assert not result.refusals, [str(f) for f in result.refusals]
+    assert result.plan.max_concurrency >= 1.0
+    assert max(tokens for tokens, _ in ladder) <= values["engine_context_tokens"]
+
+
+@pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
+def test_the_set_says_what_the_request_says(path: Path) -> None:
+    values = load(path)
+    launch = get_engine(values["engine_name"]).launch(settings(values), Version.parse(values["engine_version"]))
+    words = " ".join(launch.argv)
+    assert str(values["engine_context_tokens"]) in launch.argv
+    if values["engine_name"] == "sglang":
+        assert "--disable-cuda-graph" in launch.argv
+        assert "--max-running-requests 8" in words
+        assert "--mem-fraction-static 0.8" in words
+    else:
+        hybrid = launch.env.get("VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE")
+        assert (hybrid == "1") == (values["engine_hybrid_kv"] == "on")
+        assert "--gpu-memory-utilization 0.9" in words
+    assert ("--kv-cache-dtype fp8" in words) == (path.stem == "vllm-10m")
+
+
+def test_the_example_inventory_deploys_the_first_set() -> None:
+    example = load(ROOT / "inventory" / "h200" / "group_vars" / "all.yml")
+    first = load(ROOT / "vars" / "sets" / "vllm-2m.yml")
+    same = ("engine_name", "engine_version", "engine_image", "engine_context_tokens", "engine_tensor_parallel")
+    assert {name: example[name] for name in same} == {name: first[name] for name in same}
+    assert example["context_test_ladder_tokens"] == first["context_test_ladder_tokens"]
