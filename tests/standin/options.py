@@ -64,6 +64,7 @@ class Options:
     jitter: float
     salt_ignored: bool
     preempt_every: int
+    linger: float
 
 
 def parse(argv: Sequence[str] | None = None) -> Options:
@@ -124,6 +125,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--jitter", type=float, default=0.0, help="each request's TTFT is scaled by 1 .. 1+J, deterministically")
     add("--salt-ignored", action="store_true", help="cache_salt has no effect (SGLang has none)")
     add("--preempt-every", type=int, default=0, help="count a preemption every N requests")
+    add("--linger", type=float, default=0.0, help="a request whose client went away stays in the gauges for S seconds")
     known, unknown = parser.parse_known_args(words)
     if known.strict and any(w.startswith("-") for w in unknown):
         print(f"api_server.py: error: unrecognized arguments: {' '.join(unknown)}", file=sys.stderr, flush=True)
@@ -178,4 +180,5 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         jitter=known.jitter,
         salt_ignored=known.salt_ignored,
         preempt_every=known.preempt_every,
+        linger=known.linger,
     )

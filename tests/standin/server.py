@@ -136,11 +136,14 @@ class Stream:
         if self.handle is not None:
             self.handle.cancel()
         if self in self.state.running:
-            self.state.running.discard(self)
-            self.state.aborted += 1
-            self.state.admit()
+            asyncio.get_running_loop().call_later(self.state.options.linger, self._drop)
         elif self in self.state.waiting:
             self.state.waiting.remove(self)
+
+    def _drop(self) -> None:
+        self.state.running.discard(self)
+        self.state.aborted += 1
+        self.state.admit()
 
     # -- the stream itself
 
