@@ -48,7 +48,7 @@ def work(module, progress):
     if not files:
         if module.check_mode and not folder.exists():
             return {"changed": True, "installed": []}  # an earlier task would have brought the folder
-        raise UserError(f"no .deb in {folder}", "package files and their dependencies", "fill the folder, see the role's README")
+        raise UserError(f"no .deb in {folder}", "package files and their dependencies", "fill the folder")
     debs = [parse_deb(str(path), run("dpkg-deb", "-W", f"--showformat={DEB_FORMAT}", str(path))[1]) for path in files]
     debs = [deb for deb in debs if not only or any(fnmatch.fnmatch(deb.name, pattern) for pattern in only)]
     present = parse_installed(

@@ -149,6 +149,7 @@ def test_a_broken_daemon_json_is_refused_and_left_alone(
     [
         ({"container_runtime_source": "upstream"}, "docker.io is installed | required: no other Docker"),
         ({"container_runtime_source": "internet"}, "found: container_runtime_source internet | required: one of distribution"),
+        ({"container_runtime_version": "99.9"}, "docker.io=99.9"),
         ({"container_runtime_source": "files"}, "required: a folder with the package files"),
         ({"gpu_driver_expected": {"gpus": 8}}, "found: no NVIDIA device on the PCI bus | required: 8 GPUs"),
         ({"gpu_driver_reboot": "always"}, "required: never or if_needed"),
