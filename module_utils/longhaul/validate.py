@@ -708,13 +708,24 @@ class _Run:
                 await self._call(request.method, request.path, request.body)
 
     async def _sample(
-        self, point: Point, began: float, series: list[KvSample], state: dict[str, int], left_s: float | None
+        self,
+        point: Point,
+        began: float,
+        series: list[KvSample],
+        *,
+        state: dict[str, int],
+        left_s: float | None,
+        over: asyncio.Event,
     ) -> None:
         """KV use and queue while a point runs; also what the progress line shows."""
         pause = max(_SAMPLE_LEAST_S, min(10.0, self._expect(point).total_s / 100))
-        while True:
+        # The flag, because cancelling alone can be lost: before Python 3.12 wait_for swallows a cancellation that meets the
+        # end of what it waits for.
+        while not over.is_set():
             await asyncio.sleep(pause)
             counters = await self._counters()
+            if over.is_set():
+                return
             elapsed = time.perf_counter() - began
             usage = counters.kv_usage if counters is not None else None
             if counters is not None:
@@ -757,7 +768,8 @@ class _Run:
                 await self._burst(primers, self._timeouts(point))
         before = await self._counters()
         began = time.perf_counter()
-        sampler = asyncio.ensure_future(self._sample(point, began, series, state, left_s))
+        over = asyncio.Event()
+        sampler = asyncio.ensure_future(self._sample(point, began, series, state=state, left_s=left_s, over=over))
         burst_s = 0.0
         server_dead: str | None = None
         try:
@@ -772,6 +784,7 @@ class _Run:
                     if server_dead is not None or all(r.status is RequestStatus.TIMEOUT for r in records):
                         break  # more rounds would only wait for the same time-out again
         finally:
+            over.set()
             sampler.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await sampler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -19,8 +20,8 @@ from longhaul.architecture import load_architecture
 from longhaul.errors import UserError
 from longhaul.hardware import Gpu
 from longhaul.load import LagMonitor, read_records
-from longhaul.results import RequestStatus, RunResult, Verdict, load_run
-from longhaul.validate import NeedleSettings, Point, Progress, ValidateConfig, validate
+from longhaul.results import Counters, RequestStatus, RunResult, Verdict, load_run
+from longhaul.validate import NeedleSettings, Point, Progress, ValidateConfig, _Run, validate
 from longhaul.verdict import Limits
 from standin.fixture import StandIn
 from tiny_tokenizer import write_tokenizer
@@ -266,6 +267,27 @@ def test_a_calibrated_floor_is_timed_again_before_it_condemns(
     result = run(HONEST, tmp_path, architecture=ARCHITECTURE, calibrate=True)
     assert result.verdict is Verdict.PASS, result.reasons
     assert not peaks
+
+
+def test_a_cancellation_that_the_sampler_never_sees_does_not_hang_the_run(
+    tmp_path: Path, run: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Python 3.12 asyncio.wait_for can swallow a cancellation: the run must end all the same."""
+    real = _Run._counters
+
+    async def deaf(self: _Run) -> Counters | None:
+        try:
+            await asyncio.sleep(0.3)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if sys.version_info >= (3, 11) and task is not None:
+                task.uncancel()
+        return await real(self)
+
+    monkeypatch.setattr("longhaul.validate._SAMPLE_LEAST_S", 0.01)
+    monkeypatch.setattr(_Run, "_counters", deaf)
+    result = run(("--ttft", "0.5", "--gap", "0.002"), tmp_path)
+    assert result.points[0].completed == 1
 
 
 def test_a_missed_limit_fails_and_goodput_counts_only_what_meets_it(tmp_path: Path, run: Callable[..., RunResult]) -> None:
