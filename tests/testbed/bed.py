@@ -366,6 +366,9 @@ class Bed:
         left = self.docker("ps", "-aq").stdout.split()
         if left:
             self.docker("rm", "-fv", *left)
+        # What tests committed and tagged anew, and what a killed bed left, would fill the disk in time.
+        self.docker("image", "prune", "-f")
+        self.docker("volume", "prune", "-f")
         self._start_registry()
 
     def _start_registry(self) -> None:
