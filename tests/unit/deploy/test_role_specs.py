@@ -1,0 +1,144 @@
+"""Every role says what it takes: defaults, argument_specs, comments, uses and the README agree."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+ROLES = sorted(p.name for p in (ROOT / "roles").iterdir() if (p / "defaults" / "main.yml").exists())
+KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "path": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "list": (list,),
+    "dict": (dict,),
+    "raw": (object,),
+}
+SCRIPT = ROOT / "scripts/dev/readme-variables.py"
+
+
+def load(role: str, path: str) -> dict[str, Any]:
+    """A YAML mapping of the role; empty where the file is not there."""
+    file = ROOT / "roles" / role / path
+    return (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.exists() else {}
+
+
+def options(role: str) -> dict[str, Any]:
+    found: dict[str, Any] = load(role, "meta/argument_specs.yml")["argument_specs"]["main"].get("options") or {}
+    return found
+
+
+def is_literal(value: Any) -> bool:
+    return "{{" not in str(value)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_defaults_and_specs_have_the_same_variables(role: str) -> None:
+    assert set(load(role, "defaults/main.yml")) == set(options(role))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_stated_default_is_the_real_one_and_types_match(role: str) -> None:
+    for name, value in load(role, "defaults/main.yml").items():
+        option = options(role)[name]
+        kind = option.get("type", "str")
+        assert option.get("description") not in (None, "", name), f"{name}: say what it means"
+        if "default" in option:
+            assert option["default"] == value, name
+            assert type(option["default"]) is type(value), name
+        if is_literal(value) and value is not None:
+            assert isinstance(value, KINDS[kind]), (name, kind, value)
+            assert kind == "bool" or not isinstance(value, bool), name
+            for choice in [value] if "choices" in option else []:
+                assert choice in option["choices"], name
+        if kind == "list":
+            assert option.get("elements"), name
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_default_has_a_comment_above_it(role: str) -> None:
+    lines = (ROOT / "roles" / role / "defaults/main.yml").read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"[a-z]\w*:", line):
+            above = lines[number - 1]
+            assert above.startswith("# "), line
+            assert not above.startswith("# ---"), f"a section's title is no comment: {line}"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_variables_carry_the_roles_prefix_and_none_is_used_that_is_not_declared(role: str) -> None:
+    folder = ROOT / "roles" / role
+    declared = set(load(role, "defaults/main.yml"))
+    assert {n for n in declared if not n.startswith(f"{role}_")} == set()
+    internal: set[str] = set()
+    files = [p for kind in ("tasks", "handlers", "vars", "templates") for p in folder.glob(f"{kind}/**/*") if p.is_file()]
+    texts = {p: p.read_text(encoding="utf-8") for p in files}
+    for path, text in texts.items():
+        if path.parent.name == "vars":
+            internal |= set(yaml.safe_load(text) or {})
+        internal |= set(re.findall(r"register: (\w+)", text)) | set(re.findall(r"loop_var: (\w+)", text))
+        # set_fact and vars: a key of its own on a line.
+        internal |= set(re.findall(rf"^\s+((?:__)?{role}_\w+):", text, re.MULTILINE))
+    assert {n for n in internal if not n.startswith((f"__{role}_", f"{role}_")) and "vars" in n} == set()
+    for path, text in texts.items():
+        code = re.sub(r"^\s*#.*$", "", text, flags=re.MULTILINE)
+        used = set(re.findall(rf"(?<![\w./'\"-])((?:__)?{role}_\w+)", code))
+        unknown = {n for n in used if n not in declared and n not in internal}
+        assert unknown == set(), path.relative_to(ROOT)
+
+
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("readme_variables", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, check=False)
+
+
+def test_the_readme_lists_the_variables_as_they_are() -> None:
+    readme = ROOT / "README.md"
+    if not readme.exists() or "<!-- variables:begin -->" not in readme.read_text(encoding="utf-8"):
+        pytest.skip("README.md has no place for the table yet")
+    done = run("--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_write_fills_the_block_and_check_sees_a_difference(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- variables:begin -->\nold\n<!-- variables:end -->\nafter\n", encoding="utf-8")
+    assert run("--check", "--readme", str(readme)).returncode == 1
+    assert "old" in readme.read_text(encoding="utf-8"), "a check writes nothing"
+    assert run("--write", "--readme", str(readme)).returncode == 0
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("-->\nafter\n")
+    for role in ROLES:
+        for name in load(role, "defaults/main.yml"):
+            assert f"| `{name}` |" in text, name
+    assert run("--check", "--readme", str(readme)).returncode == 0
+    readme.write_text("nothing here", encoding="utf-8")
+    assert run("--write", "--readme", str(readme)).returncode == 2
+
+
+def test_cells_cannot_break_the_table() -> None:
+    module = script()
+    for role in module.role_names():
+        for row in module.role_table(role).splitlines():
+            if row.startswith("|"):
+                assert len(re.findall(r"(?<!\\)\|", row)) == 5, row
