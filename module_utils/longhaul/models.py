@@ -174,7 +174,7 @@ def store_hub(
     for name, size in wanted.items():
         if (path / name).stat().st_size != size:
             raise UserError(
-                f"{name} has {(path / name).stat().st_size} bytes", f"{size} bytes", "run again: the download resumes"
+                f"{name} has {(path / name).stat().st_size} bytes", f"{size} bytes", "run again: files that are whole are kept"
             )
     write_atomic(path / STAMP, to_json(identity))
     say(f"{repo} is complete")
@@ -185,7 +185,7 @@ def _hub_error(repo: str, token: str | None, exc: Exception) -> UserError:
     text = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
     if token:
         text = text.replace(token, "***")
-    fix = "run again: the download resumes"
+    fix = "run again: files that are whole are kept"
     name = type(exc).__name__
     if name == "GatedRepoError" or "401" in text or "403" in text:
         fix = "accept the licence on the hub and set model_store_hub_token_file"

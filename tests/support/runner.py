@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -25,6 +26,7 @@ class Outcome:
     stats: Mapping[str, Mapping[str, int]]
     tasks: tuple[tuple[str, str, str], ...]
     messages: tuple[str, ...]
+    events: str = ""
 
     @property
     def changed(self) -> int:
@@ -70,7 +72,9 @@ def run_playbook(
         )
         tasks: list[tuple[str, str, str]] = []
         messages: list[str] = []
+        events: list[str] = []
         for event in done.events:
+            events.append(json.dumps(event, default=str))
             data = event.get("event_data") or {}
             kind = event.get("event", "")
             result = data.get("res") or {}
@@ -82,6 +86,6 @@ def run_playbook(
         # Not done.stdout: it opens the file anew at each look and leaves it open.
         stdout = Path(str(done.config.artifact_dir)) / "stdout"
         text = stdout.read_text(encoding="utf-8", errors="replace") if stdout.exists() else ""
-        return Outcome(done.rc, text, done.stats or {}, tuple(tasks), tuple(messages))
+        return Outcome(done.rc, text, done.stats or {}, tuple(tasks), tuple(messages), "\n".join(events))
     finally:
         shutil.rmtree(private, ignore_errors=True)
