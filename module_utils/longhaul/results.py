@@ -166,7 +166,10 @@ class Physics:
 
 @dataclass(frozen=True)
 class PointResult:
-    """One point of the ladder: (input, output, concurrency). ``ran`` False: listed, with the reason, but not run."""
+    """One point of the ladder: (input, output, concurrency). ``ran`` False: listed, with the reason, but not run.
+
+    ``attempts``: how often it was measured because circumstances (a lagging client, strangers) spoilt it; the last counts.
+    """
 
     point_id: str
     input_tokens: int
@@ -201,6 +204,7 @@ class PointResult:
     client_lag_s: float | None = None
     expected_s: float | None = None
     wall_s: float | None = None
+    attempts: int = 1
 
 
 @dataclass(frozen=True)

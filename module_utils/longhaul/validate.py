@@ -68,6 +68,8 @@ if TYPE_CHECKING:
     from .prompts import PromptFactory, TextPrompt
 
 _CONTROL_TIMEOUT_S = 10.0
+# Reasons that say nothing about the server: such a point may be measured again.
+CIRCUMSTANCES = frozenset({"client_lag", "foreign_traffic"})
 _DRAIN_S = 60.0  # how long a dropped request may linger in the server's gauges
 _SETTLE_S = 3.0  # how long counters may trail the last byte of an answer
 _SAMPLE_LEAST_S = 0.5
@@ -127,6 +129,8 @@ class ValidateConfig:
     times a matrix product instead, for a CPU engine on this machine. ``weights_dtype``/``kv_dtype`` sharpen the floor.
     ``kv_cache_tokens`` is the engine's own pool size. ``cache_salt``/``flush``: keep earlier prompts of anybody out of the
     way; off to see what a repeated prompt looks like. ``proxy``: go through it (the environment's is never used).
+    ``attempts``: how often a point is measured, each time with fresh prompts, when only the circumstances spoilt it (a client
+    that lagged, strangers on the server); every attempt stays in ``requests.jsonl``.
     ``timeout_floor_s``: added to every time-out that the forecast gives (a busy host, first use of kernels).
     """
 
@@ -168,6 +172,7 @@ class ValidateConfig:
     proxy: str | None = None
     timeout_floor_s: float = 30.0
     headers: Mapping[str, str] = field(default_factory=dict)
+    attempts: int = 3
 
 
 def validate(config: ValidateConfig, on_progress: Callable[[Progress], None]) -> RunResult:
@@ -615,7 +620,7 @@ class _Run:
             elif (gone := await self._is_gone()) is not None:
                 self._skip(point, Reason(Verdict.FAIL, "server_dead", f"not run: {gone}"), expected.total_s)
             else:
-                self.points.append(await self._point(point, self._forecast(config.points[number:])))
+                self.points.append(await self._measured(point, self._forecast(config.points[number:])))
                 self._write(self._result(complete=False))
             last = self.points[-1]
             why = f": {last.reasons[0].text}" if last.reasons else ""
@@ -628,6 +633,19 @@ class _Run:
                 done=number + 1,
                 total=len(config.points),
             )
+
+    async def _measured(self, point: Point, left_s: float | None) -> PointResult:
+        """The point, measured again where nothing but the circumstances speaks against it."""
+        result = await self._point(point, left_s)
+        while (
+            result.attempts < self.config.attempts
+            and result.reasons
+            and all(r.code in CIRCUMSTANCES for r in result.reasons)
+            and (await self._is_gone()) is None
+        ):
+            self.say("point", f"measured again with fresh prompts: {result.reasons[0].text}", point_id=point.id, left_s=left_s)
+            result = await self._point(point, left_s, attempt=result.attempts)
+        return result
 
     def _skip(self, point: Point, reason: Reason, expected_s: float) -> None:
         fits, queued = self._fits(point)
@@ -740,9 +758,11 @@ class _Run:
                 total=state["total"],
             )
 
-    async def _point(self, point: Point, left_s: float | None) -> PointResult:
+    async def _point(self, point: Point, left_s: float | None, attempt: int = 0) -> PointResult:
         config = self.config
         repeats = self._repeats(point)
+        # The number of a round is part of its prompts' seed: no attempt repeats a prompt of another.
+        rounds = range(attempt * repeats, (attempt + 1) * repeats)
         expected = self._expect(point)
         groups = self._needle_groups(point)
         self.say(
@@ -763,7 +783,7 @@ class _Run:
             state["done"] += 1
 
         if config.mode == "warm":
-            for repeat in range(repeats):
+            for repeat in rounds:
                 primers = await self._jobs(point, repeat, warmup=True, groups=groups)
                 await self._burst(primers, self._timeouts(point))
         before = await self._counters()
@@ -773,7 +793,7 @@ class _Run:
         burst_s = 0.0
         server_dead: str | None = None
         try:
-            for repeat in range(repeats):
+            for repeat in rounds:
                 jobs = await self._jobs(point, repeat, warmup=False, groups=groups)
                 begun = time.perf_counter()
                 records = await self._burst(jobs, self._timeouts(point), count)
@@ -795,6 +815,7 @@ class _Run:
             repeats=repeats, expected=expected, server_dead=server_dead,
         )  # fmt: skip
         self._learn(point, timed)
+        result = replace(result, attempts=attempt + 1)
         for record in timed:
             if record.needles:
                 self.cells.append((record.input_tokens, record.needles))

@@ -166,7 +166,9 @@ def test_the_table_of_faults(
     assert code in found, point.reasons
     assert words in found[code].text
     timed = [r for r in read_records(tmp_path / "requests.jsonl") if not r.warmup]
-    assert len(timed) == 1, "the evidence of a failure is kept too"
+    assert point.attempts == (3 if code == "foreign_traffic" else 1), "only circumstances are worth another attempt"
+    assert len(timed) == point.attempts, "the evidence of a failure, and of every attempt, is kept"
+    assert len({r.prompt_sha256 for r in timed}) == point.attempts, "no attempt repeats a prompt"
 
 
 # How a server that remembers a prompt tells it: (stand-in, physics known) -> code, cached share by the words.
