@@ -242,7 +242,7 @@ class ContainerLog:
     def __init__(self, runtime: DockerRuntime, spec_id: str, since_unix_s: float) -> None:
         self._runtime, self._spec_id = runtime, spec_id
         # The daemon cuts at full precision; a hair earlier loses nothing.
-        self._since, self._last = f"{since_unix_s - 0.001:.9f}", ""
+        self._since, self._last = f"{max(0.0, since_unix_s - 0.001):.9f}", ""
 
     def __call__(self) -> list[str]:
         """Lines in the order of their time stamps."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .dockerd import ContainerLog, DockerRuntime
 from .engines import get_engine
 from .files import read_json
 from .layout import Layout
@@ -67,11 +68,15 @@ def _gauges(url: str, names: Sequence[str]) -> tuple[float | None, ...]:
 
 
 def log_tail(where: Layout, lines: int, grep: str = "") -> list[str]:
-    """The last lines of the engine's log (process runtime), those that match ``grep`` only."""
-    try:
-        text = where.log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
+    """The last lines of the engine's log (a file, or its container's), those that match ``grep`` only."""
+    spec = load_spec(where)
+    if spec is not None and spec["runtime"] == "docker":
+        text = ContainerLog(DockerRuntime(where), str(spec["spec_id"]), 0.0)()
+    else:
+        try:
+            text = where.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return []
     wanted = re.compile(grep) if grep else None
     return [x for x in text if wanted is None or wanted.search(x)][-lines:]
 

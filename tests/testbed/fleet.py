@@ -106,7 +106,7 @@ class Fleet:
 
     def ask(self, host: Host, timeout_s: float = 5) -> bool:
         """One completion."""
-        body = json.dumps({"model": "scout-mini", "prompt": [1, 2, 3], "max_tokens": 2}).encode()
+        body = json.dumps({"model": "scout-mini", "prompt": [1, 2, 3], "max_tokens": 2, "stream": True}).encode()
         request = urllib.request.Request(host.url(PORT) + "/v1/completions", data=body)
         request.add_header("Content-Type", "application/json")
         request.add_header("Authorization", f"Bearer {self.key}")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from longhaul.engines import get_engine
 from longhaul.engines.base import Version
 from longhaul.gate import gate
@@ -32,7 +31,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def settings(values: dict[str, Any]) -> Any:
     chosen = {name: values[f"engine_{name}"] for name in NEUTRAL if f"engine_{name}" in values}
-    return settings_from({"model_path": "/data/models/scout", "served_model_name": "scout", "host": "0.0.0.0", **chosen})
+    return settings_from({"model_path": "/data/models/scout", "served_model_name": "scout", "host": "gpu-01", **chosen})
 
 
 def test_every_configuration_of_the_request_is_there() -> None:
