@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -35,7 +37,7 @@ def _good_before_and_after(fleet: Fleet) -> Iterator[None]:
     if {fleet.running_tag(host) for host in fleet.hosts} != {"1.0"} or not all(fleet.ask(host) for host in fleet.hosts):
         done = fleet.play(LAUNCH)
         assert done.code == 0, done.text[-4000:]
-    yield
+    return
 
 
 def test_a_fleet_comes_up_from_bare_hosts_with_facts(fleet: Fleet) -> None:
@@ -85,7 +87,7 @@ def test_a_good_version_rolls_with_one_host_away_at_a_time(fleet: Fleet) -> None
 
 
 BAD = {
-    "bad flag": ({"engine_extra_args": ["--fail-start", "bad-flag"]}, "flag unknown to this version"),
+    "bad flag": ({"engine_extra_args": ["--fail-start", "bad-flag"]}, "a flag is unknown to this engine version"),
     "out of memory": ({"engine_extra_args": ["--fail-start", "oom"]}, "out of memory"),
     "never ready": ({"engine_extra_args": ["--fail-start", "never-ready"], "engine_start_timeout_s": 6}, "not ready after 6 s"),
     "wrong answers": ({"engine_extra_args": ["--miscount-prompt", "7"]}, "INVALID"),
@@ -184,7 +186,45 @@ def test_a_host_that_is_cut_off_stops_the_roll_and_can_be_rolled_later(fleet: Fl
     assert [fleet.running_tag(host) for host in fleet.hosts] == ["2.0"] * 3
 
 
-def test_no_secret_is_left_on_the_controller(fleet: Fleet) -> None:
-    files = [path for path in (fleet.folder / "results").rglob("*") if path.is_file()]
-    assert files
+def test_the_front_end_keeps_artifacts_without_secrets(fleet: Fleet) -> None:
+    """Last, so that all results of this file are there."""
+    results = fleet.folder / "results"
+    words = [str(play.REPO / "scripts/rollout"), "-i", str(fleet.inventory), "--playbook", LAUNCH, "--results", str(results)]
+    good = subprocess.run([*words, "--run-id", "calm"], capture_output=True, text=True, timeout=240, check=False)
+    assert good.returncode == 0, good.stdout[-2000:] + good.stderr[-2000:]
+    bad = subprocess.run(
+        [*words, "--run-id", "storm", *fleet.version("2.0", engine_extra_args=["--fail-start", "oom"])],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert bad.returncode == 1, bad.stdout[-2000:] + bad.stderr[-2000:]
+    assert "rolled back to vllm 0.12.0" in bad.stdout
+    kept = json.loads((results / "storm" / "rollout" / "rollout.json").read_text())
+    assert kept["hosts"][fleet.hosts[0].name]["stages"]["Launch"] == "FAILED"
+    for said in (good, bad):
+        assert KEY not in said.stdout + said.stderr
+    files = [path for path in results.rglob("*") if path.is_file()]
+    assert any(path.name == "requests.jsonl" for path in files)
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_both_engines_are_measured_on_one_host(fleet: Fleet, tmp_path: Path) -> None:
+    host = fleet.hosts[2]
+    image = fleet.images["2.0"]
+    sets = []
+    for engine, version in (("vllm", "0.12.0"), ("sglang", "0.5.6.post2")):
+        values = {
+            "engine_name": engine, "engine_version": version, "engine_image": image.reference,
+            "engine_image_digest": image.digest, "engine_context_tokens": 65536,
+            **({"engine_cpu_kv_cache_gib": 2} if engine == "vllm" else {"engine_max_num_seqs": 4}),
+        }  # fmt: skip
+        path = tmp_path / f"{engine}.yml"
+        path.write_text(json.dumps(values))
+        sets.append(str(path))
+    more = {"compare_sets": sets, "compare_results_dir": str(fleet.folder / "compare"), "engine_capacity_gate": "off"}
+    done = fleet.play("playbooks/compare.yml", "--limit", host.name, "-e", json.dumps(more))
+    assert done.code == 0, done.text[-4000:]
+    assert "vLLM" in done.text
+    assert "SGLang" in done.text
+    assert "in1000-out8-c1" in done.text or "1,000" in done.text, done.text[-3000:]
+    assert fleet.running_tag(host) == "1.0"
+    assert fleet.ask(host)
