@@ -19,6 +19,8 @@ _UNITS = {
     "_tokens": "tokens",
     "_s": "s",
 }
+# Working figures of the comparison: they explain the rows, they are none themselves.
+_NO_ROWS = frozenset({"sum", "agrees", "to_the_digit", "tolerance", "kv_cache_tokens_low", "kv_cache_tokens_high"})
 _WORDS = {"kv": "KV", "gib": "GiB", "gpu": "GPU", "gpus": "GPUs"}
 
 
@@ -38,12 +40,13 @@ class CapacityRow:
 def capacity_rows(facts: CapacityFacts | None) -> list[CapacityRow]:
     """Every scalar either side names: those both name first, then the rest, each in the order given.
 
-    Nested values are left out. The difference is engine / predicted - 1.
+    Nested values and working figures are left out. The difference is engine / predicted - 1.
     """
     if facts is None:
         return []
     keys = [k for k in facts.predicted if k in facts.engine]
     keys += [k for k in [*facts.predicted, *facts.engine] if k not in keys]
+    keys = [k for k in keys if k not in _NO_ROWS]
     rows = []
     for key in dict.fromkeys(keys):
         both = (facts.predicted.get(key), facts.engine.get(key))
@@ -55,6 +58,14 @@ def capacity_rows(facts: CapacityFacts | None) -> list[CapacityRow]:
             difference = signed_percent(right / left - 1)
         rows.append(CapacityRow(key, label(key), _value(key, both[0]), _value(key, both[1]), difference, left, right))
     return rows
+
+
+def sums(facts: CapacityFacts | None) -> list[tuple[str, str]]:
+    """(whose, the sum in words) of both sides, where they say it."""
+    if facts is None:
+        return []
+    sides = (("plan", facts.predicted.get("sum")), ("engine", facts.engine.get("sum")))
+    return [(who, clean(text)) for who, text in sides if isinstance(text, str) and text]
 
 
 def signed_percent(value: float) -> str:

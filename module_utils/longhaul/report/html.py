@@ -8,7 +8,7 @@ from typing import Any
 
 from ..results import SEVERITY, NeedleCell, PointResult, Reason, RunResult, Stats, Verdict
 from . import svg
-from .capacity import capacity_rows, signed_percent
+from .capacity import capacity_rows, signed_percent, sums
 from .figures import (
     DASH,
     TIMES,
@@ -674,9 +674,10 @@ def _capacity(run: RunResult) -> str:
     drift = finite(run.capacity.drift)
     if drift is not None:
         note += f"; drift {signed_percent(drift)}"
+    how = "".join(f'<p class="sub">{esc(who)}: {esc(text)}</p>' for who, text in sums(run.capacity))
     return (
         '<section class="card"><div class="head"><h3>Prediction against measurement</h3>'
-        f'<p class="sub">{esc(note)}</p></div>{table(columns, cells, "Prediction against measurement")}</section>'
+        f'<p class="sub">{esc(note)}</p></div>{table(columns, cells, "Prediction against measurement")}{how}</section>'
     )
 
 
