@@ -65,7 +65,7 @@ def test_the_container_is_confined_and_holds_no_secret(fleet: Fleet) -> None:
     assert "no-new-privileges" in found["HostConfig"]["SecurityOpt"]
     writable = {m["Destination"] for m in found["Mounts"] if m["RW"]}
     assert writable == {"/root/.cache", "/root/.triton"}
-    assert host.run("docker exec longhaul-default touch /opt/longhaul/models/x", check=False).returncode != 0
+    assert host.run("docker exec longhaul-default touch /opt/longhaul/models/scout-mini/x", check=False).returncode != 0
     assert KEY not in host.run("ps -eo args").stdout
     assert KEY not in host.run("cat /opt/longhaul/spec/*.json /opt/longhaul/spec/containers/*.json").stdout
 
