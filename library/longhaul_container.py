@@ -65,7 +65,9 @@ def work(module, progress):
         found = {"present": False, "image_id": None, "digest": wanted.digest}
     if options["required"] and not found["present"] and not module.check_mode:
         raise UserError(
-            f"no image {reference(wanted)} on this host", "the image by that name and digest", "set engine_image and engine_image_digest"
+            f"no image {reference(wanted)} on this host",
+            "the image by that name and digest",
+            "set engine_image and engine_image_digest",
         )
     return {"changed": changed, **found}
 

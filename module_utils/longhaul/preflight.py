@@ -61,7 +61,9 @@ def check_engine(options: Mapping[str, Any]) -> list[Finding]:
     if options.get("name") not in ENGINES:
         findings.append(Finding(f"engine_name {options.get('name')!r}", "one of " + ", ".join(ENGINES), "set engine_name"))
     if options.get("runtime") not in RUNTIMES:
-        findings.append(Finding(f"engine_runtime {options.get('runtime')!r}", "one of " + ", ".join(RUNTIMES), "set engine_runtime"))
+        findings.append(
+            Finding(f"engine_runtime {options.get('runtime')!r}", "one of " + ", ".join(RUNTIMES), "set engine_runtime")
+        )
     try:
         version = Version.parse(str(options.get("version") or ""))
     except UserError as error:
@@ -79,7 +81,11 @@ def check_engine(options: Mapping[str, Any]) -> list[Finding]:
     utilization = settings.get("gpu_memory_utilization")
     if utilization is not None and not _between(utilization, 0.05, 1.0):
         findings.append(
-            Finding(f"engine_gpu_memory_utilization {utilization!r}", "a fraction from 0.05 to 1.0", "set engine_gpu_memory_utilization")
+            Finding(
+                f"engine_gpu_memory_utilization {utilization!r}",
+                "a fraction from 0.05 to 1.0",
+                "set engine_gpu_memory_utilization",
+            )
         )
         numbers_ok = False
     if version is not None and numbers_ok and options.get("name") in ENGINES:
@@ -97,7 +103,9 @@ def check_model_store(options: Mapping[str, Any]) -> list[Finding]:
         return [Finding(f"model_store_source {source!r}", "one of " + ", ".join(SOURCES), "set model_store_source")]
     needed = {"path": "path", "hub": "hub_repo", "dummy": "dummy"}.get(str(source))
     if needed and not options.get(needed):
-        return [Finding(f"model_store_{needed} empty", f"a value, since model_store_source is {source}", f"set model_store_{needed}")]
+        return [
+            Finding(f"model_store_{needed} empty", f"a value, since model_store_source is {source}", f"set model_store_{needed}")
+        ]
     if source == "path" and not str(options["path"]).startswith("/"):
         return [Finding(f"model_store_path {options['path']!r}", "an absolute path on the host", "set model_store_path")]
     if source == "hub" and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(options["hub_repo"])):

@@ -168,7 +168,9 @@ def restore_previous(where: Layout, *, dry_run: bool = False) -> tuple[dict[str,
     before = load_spec(where)
     if before is not None and before.get("spec_id") == previous.get("spec_id"):
         raise UserError(
-            f"{where.previous_spec} is what is deployed already", "an earlier deployment to return to", "deploy a good version forward"
+            f"{where.previous_spec} is what is deployed already",
+            "an earlier deployment to return to",
+            "deploy a good version forward",
         )
     if not dry_run:
         begin(where, previous)

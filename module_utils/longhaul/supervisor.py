@@ -185,7 +185,13 @@ class Supervisor:
         if begun.returncode != 0:
             # It says why on the terminal only, so ask again in the foreground; a bad configuration ends at once.
             why = subprocess.run(
-                [str(binary), "-n", "-c", str(config)], env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=5
+                [str(binary), "-n", "-c", str(config)],
+                env=environment,
+                cwd="/",
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=5,
             )
             text = (why.stderr or why.stdout).strip().splitlines()
             raise UserError(

@@ -42,4 +42,8 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name -> function."""
-        return {"longhaul_at_most": longhaul_at_most, "longhaul_endpoint": longhaul_endpoint, "longhaul_status_row": longhaul_status_row}
+        return {
+            "longhaul_at_most": longhaul_at_most,
+            "longhaul_endpoint": longhaul_endpoint,
+            "longhaul_status_row": longhaul_status_row,
+        }

@@ -13,7 +13,7 @@ import pytest
 from longhaul.errors import UserError
 from longhaul.ports import PortHolder, ancestors_of, command_of, port_holder, port_is_free
 
-EVERYWHERE = "0.0.0.0"  # noqa: S104 - bound by a test, for an instant
+EVERYWHERE = "0.0.0.0"
 
 
 @pytest.fixture

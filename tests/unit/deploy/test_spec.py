@@ -25,7 +25,7 @@ OTHER: dict[str, Any] = {
     "model_path": "/models/other",
     "served_model_name": "other",
     "context_tokens": 4096,
-    "host": "0.0.0.0",  # noqa: S104 - a value
+    "host": "0.0.0.0",
     "port": 9000,
     "device": "cpu",
     "tensor_parallel": 2,
@@ -111,7 +111,7 @@ class TestIdentity:
     @pytest.mark.parametrize(
         ("host", "url"),
         [
-            ("0.0.0.0", "http://127.0.0.1:8000"),  # noqa: S104 - a value
+            ("0.0.0.0", "http://127.0.0.1:8000"),
             ("::", "http://127.0.0.1:8000"),
             ("::1", "http://[::1]:8000"),
             ("10.0.0.5", "http://10.0.0.5:8000"),
