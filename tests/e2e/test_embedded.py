@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from longhaul.results import Verdict, load_run
+from longhaul.results import RunResult, Verdict, load_run
 from longhaul.supervisor import Supervisor
+from longhaul.validate import Point, ValidateConfig, validate
 
 from e2e.conftest import LADDER, Deployment
 
@@ -132,6 +133,36 @@ def test_validation_from_the_controller(deployment: Deployment) -> None:
     run = load_run(deployment.results / "latest" / "localhost.json")
     assert run.environment["measured_from"] == "controller"
     assert facts(deployment)["verdict"]["run_id"] == run.run_id
+
+
+def measured(deployment: Deployment, out: Path, points: tuple[Point, ...], **changes: Any) -> RunResult:
+    """One validation run from here, as ``longhaul validate`` does it."""
+    model = deployment.home / "models/smollm2-135m-instruct"
+    values: dict[str, Any] = {"warmup": False, "seed": 7, "tokenizer_dir": model, "corpus_dir": out.parent / "corpus"}
+    config = ValidateConfig(
+        url=deployment.url, engine="vllm", host="localhost", out_dir=out, run_id=out.name, points=points, **(values | changes)
+    )
+    return validate(config, lambda step: None)
+
+
+def test_the_same_prompt_twice_is_invalid_with_the_right_cached_share(deployment: Deployment, tmp_path: Path) -> None:
+    points = (Point(2000, 4),)
+    open_door: dict[str, Any] = {"cache_salt": False, "flush": False, "seed": 20_26}
+    first = measured(deployment, tmp_path / "first", points, **open_door)
+    again = measured(deployment, tmp_path / "again", points, **open_door)
+    assert first.points[0].cache_state == "COLD"
+    assert again.verdict is Verdict.INVALID
+    point = again.points[0]
+    assert "cached_prompt" in {r.code for r in point.reasons}
+    # vLLM's CPU build keeps whole blocks of 128 tokens and always computes the last token.
+    assert point.cached_share == pytest.approx(1920 / 2000, abs=0.001)
+
+
+def test_a_hundred_short_prompts_give_no_false_invalid(deployment: Deployment, tmp_path: Path) -> None:
+    run = measured(deployment, tmp_path / "short", (Point(60, 4, 10),), repeats=10)
+    assert run.points[0].completed == 100
+    assert not [r for r in run.reasons if r.verdict is Verdict.INVALID]
+    assert run.points[0].token_error_max == 0
 
 
 def test_engine_that_dies_in_mid_request_fails_the_point_and_loses_nothing(deployment: Deployment) -> None:
