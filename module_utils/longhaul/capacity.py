@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from .architecture import ModelArchitecture
@@ -244,13 +244,11 @@ def compare_with_engine(plan: Plan, engine: EngineCapacity, tolerance: float = D
     }
     if pool.local_tokens is not None:
         predicted["local_kv_tokens"] = pool.local_tokens
-    theirs = {
-        name: value
-        for name in ("kv_cache_tokens", "max_concurrency", "context_tokens", "available_kv_gib", "weights_gib", "local_kv_tokens")
-        if (value := getattr(engine, name)) is not None
-    }
+    if settings.engine == "vllm":
+        predicted["kv_blocks"] = pool.units
+    theirs = {f.name: value for f in fields(engine) if (value := getattr(engine, f.name)) is not None}
     drifts: dict[str, float] = {}
-    for name in ("kv_cache_tokens", "max_concurrency", "local_kv_tokens"):
+    for name in ("kv_cache_tokens", "max_concurrency", "local_kv_tokens", "kv_blocks"):
         ours = predicted.get(name)
         if name in theirs and ours:
             shown = round(float(ours), 2) if name == "max_concurrency" else float(ours)

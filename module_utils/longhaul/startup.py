@@ -85,6 +85,15 @@ def http_status(url: str, timeout_s: float = 5) -> int | None:
         return None
 
 
+def http_text(url: str, timeout_s: float = 5) -> str:
+    """Body of a GET, empty when nobody answers with 200."""
+    try:
+        with _OPENER.open(url, timeout=timeout_s) as answer:
+            return str(answer.read().decode(errors="replace"))
+    except (OSError, ValueError):
+        return ""
+
+
 def served_models(url: str, path: str, api_key: str | None = None, timeout_s: float = 5) -> tuple[ServedModel, ...]:
     """The models that the server says it serves; empty when it does not answer."""
     request = urllib.request.Request(url + path)  # noqa: S310 - http(s) by construction
@@ -149,7 +158,11 @@ def watch_start(
                 if phases[-1][0] != Phase.READY.value:
                     phases.append((Phase.READY.value, round(clock() - began, 1)))
                 say(f"{Phase.READY.value} ({clock() - began:.0f} s)")
-                return StartOutcome(True, clock() - began, tuple(phases), adapter.capacity_from_log(lines), served)
+                capacity = adapter.capacity_from_log(lines)
+                if lines:
+                    # Of a start that was not watched nothing is claimed: what is known of the last one stays.
+                    capacity = capacity.filled_from(adapter.capacity_from_metrics(http_text(url + adapter.metrics_path)))
+                return StartOutcome(True, clock() - began, tuple(phases), capacity, served)
         if elapsed > timeout_s:
             why = diagnose(lines, adapter) or _unnamed(lines, current, f"not ready after {timeout_s:.0f} s")
             return StartOutcome(False, elapsed, tuple(phases), None, (), why, False, _tail(lines))

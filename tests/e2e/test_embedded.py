@@ -57,6 +57,8 @@ def test_first_deployment_proves_the_context(deployment: Deployment) -> None:
     # The engine's own figure is the planned one, to the token.
     assert local["capacity"]["exact"] is True
     assert local["capacity"]["engine"]["kv_cache_tokens"] == local["planned"]["kv_cache_tokens"]
+    # And its metrics' blocks are the planned ones.
+    assert local["capacity"]["engine"]["kv_blocks"] == local["capacity"]["predicted"]["kv_blocks"]
     run = load_run(next(iter(sorted((deployment.results / "latest").glob("*.json")))))
     assert run.verdict is Verdict.PASS
     assert {(p.input_tokens, p.concurrency) for p in run.points} == {(n, c) for n in (1000, 4000, 7900) for c in (1, 4)}

@@ -7,7 +7,7 @@ the phases of a start, which lines name a failure, what its HTTP looks like and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, Literal, Protocol
 
@@ -142,7 +142,8 @@ class EngineCapacity:
     """What the engine itself says it holds, read from its log or metrics. Absent figures are ``None``.
 
     ``kv_cache_tokens`` is the printed token figure, ``max_concurrency`` the printed multiple at ``context_tokens``,
-    ``available_kv_gib`` per GPU, ``weights_gib`` per GPU; ``local_kv_tokens`` SGLang's local-attention pool.
+    ``available_kv_gib`` per GPU, ``weights_gib`` per GPU; ``local_kv_tokens`` SGLang's local-attention pool,
+    ``kv_blocks`` vLLM's blocks (metrics only).
     """
 
     kv_cache_tokens: int | None = None
@@ -151,6 +152,13 @@ class EngineCapacity:
     available_kv_gib: float | None = None
     weights_gib: float | None = None
     local_kv_tokens: int | None = None
+    kv_blocks: int | None = None
+
+    def filled_from(self, other: EngineCapacity) -> EngineCapacity:
+        """These figures, with ``other``'s where these are absent."""
+        return EngineCapacity(
+            **{f.name: getattr(self, f.name) if getattr(self, f.name) is not None else getattr(other, f.name) for f in fields(self)}
+        )
 
 
 @dataclass(frozen=True)
@@ -255,6 +263,10 @@ class EngineAdapter(Protocol):
 
     def capacity_from_log(self, lines: Iterable[str]) -> EngineCapacity:
         """Read the engine's own capacity figures from its start-up log."""
+        ...
+
+    def capacity_from_metrics(self, text: str) -> EngineCapacity:
+        """The same from what /metrics answers, as far as that version tells."""
         ...
 
 

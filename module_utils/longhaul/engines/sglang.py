@@ -282,6 +282,11 @@ class SGLang:
         """``POST /flush_cache``; answers 400 while requests run."""
         return HttpRequest("POST", "/flush_cache")
 
+    def capacity_from_metrics(self, text: str) -> EngineCapacity:
+        """The gauge ``sglang:max_total_num_tokens``; over ranks the smallest pool counts."""
+        pools = [float(v) for v in re.findall(r"^sglang:max_total_num_tokens(?:\{[^}]*\})? (\d+(?:\.\d+)?)", text, re.MULTILINE)]
+        return EngineCapacity(kv_cache_tokens=int(min(pools)) if pools and min(pools) > 0 else None)
+
     def capacity_from_log(self, lines: Iterable[str]) -> EngineCapacity:
         """The figures of the log's last start. SGLang writes GB for GiB and prints no concurrency.
 

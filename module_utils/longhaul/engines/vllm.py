@@ -290,6 +290,21 @@ class VLLM:
         that this server cannot be flushed, and fresh prompts with a salt are the way to a cold cache."""
         return HttpRequest("POST", "/reset_prefix_cache")
 
+    def capacity_from_metrics(self, text: str) -> EngineCapacity:
+        """The labels of ``vllm:cache_config_info``: blocks in all versions, tokens and concurrency in newer ones [run: 0.32]."""
+        line = re.search(r"^vllm:cache_config_info\{(.*)\}", text, re.MULTILINE)
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', line[1])) if line else {}
+
+        def whole(name: str) -> int | None:
+            return int(labels[name]) if labels.get(name, "").isdigit() else None
+
+        concurrency = labels.get("kv_cache_max_concurrency", "")
+        return EngineCapacity(
+            kv_cache_tokens=whole("kv_cache_size_tokens"),
+            max_concurrency=float(concurrency) if re.fullmatch(r"\d+(\.\d+)?", concurrency) else None,
+            kv_blocks=whole("num_gpu_blocks"),
+        )
+
     def capacity_from_log(self, lines: Iterable[str]) -> EngineCapacity:
         """The figures of the log's last start; over several workers the smallest pool counts, as in the engine.
 

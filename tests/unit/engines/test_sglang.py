@@ -231,3 +231,9 @@ def test_failures_are_named(lines: list[str], cause: str) -> None:
 def test_a_warning_is_no_failure() -> None:
     line = "[2026-06-01 10:00:00 TP0] The memory capacity is unbalanced. Some GPUs may be occupied by other processes."
     assert diagnose([line], ADAPTER) is None
+
+
+def test_capacity_from_metrics() -> None:
+    text = 'sglang:max_total_num_tokens{tp_rank="0"} 2656945.0\nsglang:max_total_num_tokens{tp_rank="1"} 2656940.0\n'
+    assert get_engine("sglang").capacity_from_metrics(text).kv_cache_tokens == 2656940
+    assert get_engine("sglang").capacity_from_metrics("").kv_cache_tokens is None

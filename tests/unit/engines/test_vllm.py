@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from longhaul.engines import get_engine
-from longhaul.engines.base import EngineAdapter, Phase, Version, diagnose, phase_of
+from longhaul.engines.base import EngineAdapter, EngineCapacity, Phase, Version, diagnose, phase_of
 from longhaul.errors import UserError
 from unit.engines.samples import VLLM_NEW, VLLM_OLD, log, settings
 
@@ -241,3 +241,20 @@ def test_a_dev_mode_route_is_offered_and_nothing_else() -> None:
     flush = VLLM.flush_cache(NEW)
     assert flush is not None
     assert (flush.method, flush.path) == ("POST", "/reset_prefix_cache")
+
+
+def test_capacity_from_metrics() -> None:
+    # As vLLM 0.32 (CPU) printed it; older releases have the blocks only.
+    text = (
+        "# TYPE vllm:cache_config_info gauge\n"
+        'vllm:cache_config_info{block_size="128",kv_cache_max_concurrency="5.6875",kv_cache_size_tokens="46592",'
+        'num_gpu_blocks="364",num_gpu_blocks_override="None"} 1.0\n'
+    )
+    new = get_engine("vllm").capacity_from_metrics(text)
+    assert (new.kv_cache_tokens, new.max_concurrency, new.kv_blocks) == (46592, 5.6875, 364)
+    old = get_engine("vllm").capacity_from_metrics('vllm:cache_config_info{block_size="16",num_gpu_blocks="979916"} 1.0\n')
+    assert (old.kv_cache_tokens, old.max_concurrency, old.kv_blocks) == (None, None, 979916)
+    assert get_engine("vllm").capacity_from_metrics("") == EngineCapacity()
+    printed = EngineCapacity(kv_cache_tokens=46592, max_concurrency=5.69)
+    assert printed.filled_from(new).max_concurrency == 5.69, "what the log printed counts first"
+    assert printed.filled_from(new).kv_blocks == 364
