@@ -47,7 +47,10 @@ class Finding:
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int | Finding:
-    """``value`` as an integer of at least ``least``. Strings of digits count; booleans, fractions and suffixes do not."""
+    """``value`` as an integer of at least ``least``. Strings of digits count; booleans, fractions and suffixes do not.
+
+    Nor do more than 18 digits: nothing counted here comes near, and a slip of the hand should be named as such.
+    """
     text = str(value)
     if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < least:
         kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
