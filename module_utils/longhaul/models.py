@@ -122,6 +122,9 @@ def store_bundled(
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "true"}
     _run([python, "-c", program, str(site), str(gguf.parent), gguf.name, str(partial)], "the conversion", environment)
     check_model_dir(partial)
+    for file in partial.iterdir():
+        # safetensors writes 0600; an engine that runs as another user must read them.
+        file.chmod(0o644)
     write_atomic(partial / STAMP, to_json(identity))
     shutil.rmtree(path, ignore_errors=True)
     partial.rename(path)

@@ -157,7 +157,10 @@ class EngineCapacity:
     def filled_from(self, other: EngineCapacity) -> EngineCapacity:
         """These figures, with ``other``'s where these are absent."""
         return EngineCapacity(
-            **{f.name: getattr(self, f.name) if getattr(self, f.name) is not None else getattr(other, f.name) for f in fields(self)}
+            **{
+                f.name: getattr(self, f.name) if getattr(self, f.name) is not None else getattr(other, f.name)
+                for f in fields(self)
+            }
         )
 
 
