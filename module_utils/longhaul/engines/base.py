@@ -6,8 +6,9 @@ the phases of a start, which lines name a failure, what its HTTP looks like and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, Literal, Protocol
 
@@ -287,17 +288,29 @@ def _around(line: str, needle: str, most: int = 400) -> str:
     return line[start : start + most]
 
 
+# How Python ends a traceback, behind whatever a logger puts in front: "(EngineCore pid=31) ERROR … [core.py:1510] ".
+_RAISED = re.compile(r"(?:^|\] )(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): \S")
+_FIRST_ERROR = "this is the first error that its log holds; ansible-playbook playbooks/logs.yml shows what leads to it"
+
+
 def diagnose(lines: Iterable[str], adapter: EngineAdapter) -> Diagnosis | None:
-    """Name the cause of a failure from a log: the first true cause wins, a wrapper only if nothing better is there."""
+    """Name the cause of a failure from a log: the first true cause wins, a wrapper only if nothing better is there.
+
+    A wrapper gives its place as evidence to the first exception that the log holds, known to us or not.
+    """
     reached: Phase | None = None
     wrapper: Diagnosis | None = None
+    raised: Diagnosis | None = None
     for raw in lines:
         line = raw.strip()
         reached = phase_of(line, adapter.phases) or reached
+        found: Diagnosis | None = None
         for mark in adapter.failures:
             if mark.needle in line:
                 found = Diagnosis(mark.cause, _around(line, mark.needle), mark.advice, reached)
                 if not mark.wrapper:
                     return found
                 wrapper = wrapper or found
-    return wrapper
+        if found is None and raised is None and (said := _RAISED.search(line)):
+            raised = Diagnosis("", line[said.start() :].removeprefix("] ")[:400], _FIRST_ERROR, reached)
+    return replace(raised, cause=wrapper.cause) if wrapper and raised else wrapper

@@ -18,6 +18,10 @@ _OOM = (
     "lower gpu_memory_utilization or max_num_batched_tokens, bound max_num_seqs, or use more GPUs; "
     "the phase says what was allocating"
 )
+_SHM = (
+    "enlarge /dev/shm on the host (mount -o remount,size=16g /dev/shm), or, with the docker runtime, give the container its own: "
+    "engine_container_ipc private and engine_container_shm_size 16g"
+)
 _RAM = "free or add memory on the host; on a CPU engine lower cpu_kv_cache_gib; in a container raise its memory limit"
 _DISK = "free space on the file system named in the line (model store, compile cache, or /dev/shm: raise shm_size)"
 _COMPILER = "install a C/C++ compiler and the Python headers on the host, or set enforce_eager to do without compiling"
@@ -71,6 +75,8 @@ COMMON_FAILURES: tuple[FailureMark, ...] = (
     FailureMark("No working C++ compiler found", "torch.compile found no C++ compiler", _COMPILER),
     FailureMark("Failed to find C compiler", "Triton found no C compiler", _COMPILER),
     FailureMark("Python.h: No such file or directory", "torch.compile found no Python headers", _COMPILER),
+    # shared memory; vLLM since 0.27.0 looks before it takes it
+    FailureMark("MiB free. Increase /dev/shm", "the engine found too little shared memory", _SHM),
     # NCCL
     FailureMark("Error while creating shared memory segment /dev/shm/nccl-", "NCCL found too little shared memory", _NCCL),
     FailureMark("NCCL error", "NCCL failed between the GPUs", _NCCL),

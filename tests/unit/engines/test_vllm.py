@@ -207,6 +207,7 @@ def test_phases_come_in_order_and_end_ready(lines: list[str]) -> None:
         ("vllm-0.32.0-unknown-flag", "a flag is unknown to this engine version"),
         ("vllm-0.32.0-context-above-positions", "the context is above the model's positions"),
         ("vllm-0.32.0-kv-too-small", "the KV cache is too small for one request of the full context"),
+        ("vllm-0.32.0-shm-too-small", "the engine found too little shared memory"),
     ],
 )
 def test_real_failures_are_named_with_their_line(name: str, cause: str) -> None:
@@ -235,6 +236,25 @@ def test_the_cause_wins_over_the_wrapper_that_hides_it() -> None:
     wrapped = diagnose(lines[2:], VLLM)
     assert wrapped is not None
     assert wrapped.cause == "the engine process failed to start"
+
+
+def test_behind_a_wrapper_an_unknown_exception_is_the_evidence() -> None:
+    lines = [
+        "(EngineCore pid=31) INFO 11-23 21:17:20 [core.py:101] Initializing a V1 LLM engine",
+        "(EngineCore pid=31) ERROR 11-23 21:17:23 [core.py:1510] EngineCore failed to start.",
+        "(EngineCore pid=31) ERROR 11-23 21:17:23 [core.py:1510] Traceback (most recent call last):",
+        '(EngineCore pid=31) ERROR 11-23 21:17:23 [core.py:1510]   File "core.py", line 1, in raise_it',
+        "(EngineCore pid=31) ERROR 11-23 21:17:23 [core.py:1510] some.module.OddError: the moon is in the wrong house",
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    ]
+    found = diagnose(lines, VLLM)
+    assert found is not None
+    assert (found.cause, found.evidence) == (
+        "the engine process failed to start",
+        "some.module.OddError: the moon is in the wrong house",
+    )
+    assert diagnose(lines[:1], VLLM) is None
+    assert diagnose([lines[4]], VLLM) is None, "alone it may be a warning that the engine survived"
 
 
 def test_a_dev_mode_route_is_offered_and_nothing_else() -> None:
