@@ -51,7 +51,7 @@ recorded: {description: Do the facts name the deployed spec?, returned: "with O(
 from ansible.module_utils.longhaul.container import as_options, container_from
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.files import read_json, to_json
-from ansible.module_utils.longhaul.rolling import give_back, proven, unproven
+from ansible.module_utils.longhaul.rolling import give_back, is_unproven, proven, unproven
 from ansible.module_utils.longhaul.runtimes import healthy
 from ansible.module_utils.longhaul.spec import load_spec, render_spec, restore_previous, settings_from, store_spec
 from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
@@ -60,8 +60,7 @@ from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
 def answer(where, options, changed, spec, before):
     """What every state returns. The engine is only asked where the spec stays."""
     result = {"changed": changed, "spec": spec, "previous": before}
-    doubtful = unproven(where)
-    result["unproven"] = doubtful is not None and spec is not None and doubtful == spec["spec_id"]
+    result["unproven"] = spec is not None and is_unproven(where, spec["spec_id"])
     if options["probe"]:
         result["healthy"] = not changed and healthy(where, spec)
         facts = (read_json(where.facts_file) or {}).get("deployed") or {}

@@ -43,6 +43,11 @@ class Layout:
         return self.state / "spec" / "previous.json"
 
     @property
+    def earlier_spec(self) -> Path:
+        """What was deployed before the previous one: it is the previous one again where a roll to a third comes to nothing."""
+        return self.state / "spec" / "earlier.json"
+
+    @property
     def failed_spec(self) -> Path:
         """What was last rolled back."""
         return self.state / "spec" / "failed.json"

@@ -17,7 +17,7 @@ from .engines.base import EngineSettings, Version
 from .errors import UserError
 from .files import read_json, to_json, write_atomic
 from .layout import Layout
-from .rolling import begin, unproven
+from .rolling import begin, is_unproven, keep_as_previous, settle
 
 SPEC_SCHEMA = "longhaul.spec/1"
 # A model's identity must not depend on who wrote it or when.
@@ -147,34 +147,38 @@ def store_spec(where: Layout, spec: Mapping[str, Any], *, dry_run: bool = False)
     """Make ``spec`` current; the one it replaces becomes previous, if it was ever proven. Returns (changed, the spec before)."""
     before = load_spec(where)
     if before is not None and before.get("spec_id") == spec["spec_id"]:
+        if not dry_run:
+            settle(where)
         return False, before
     if not dry_run:
-        doubtful = unproven(where)
-        begin(where, spec)
         # A spec that a roll began with and never proved is nothing to return to.
-        if before is not None and before.get("spec_id") != doubtful:
-            write_atomic(where.previous_spec, to_json(before))
+        doubtful = before is not None and is_unproven(where, before["spec_id"])
+        begin(where, spec)
+        if before is not None and not doubtful:
+            keep_as_previous(where, before)
         write_atomic(where.current_spec, to_json(spec))
+        settle(where)
     return True, before
 
 
 def restore_previous(where: Layout, *, dry_run: bool = False) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Swap current and previous (so that a rollback can be rolled back). Returns (now current, what was current)."""
+    """Swap current and previous (so that a rollback can be rolled back). Returns (now current, what was current).
+
+    A current spec that nobody proved is left, not swapped: there is nothing to return to in it.
+    """
     previous = load_spec(where, "previous")
-    if previous is None:
-        raise UserError(
-            f"no {where.previous_spec}", "an earlier deployment to return to", "deploy a good version forward instead"
-        )
     before = load_spec(where)
-    if before is not None and before.get("spec_id") == previous.get("spec_id"):
+    if previous is None or (before is not None and before.get("spec_id") == previous.get("spec_id")):
         raise UserError(
-            f"{where.previous_spec} is what is deployed already",
+            f"no {where.previous_spec}" if previous is None else f"{where.previous_spec} is what is deployed already",
             "an earlier deployment to return to",
-            "deploy a good version forward",
+            "deploy a good version forward instead",
         )
     if not dry_run:
+        doubtful = before is not None and is_unproven(where, before["spec_id"])
         begin(where, previous)
         write_atomic(where.current_spec, to_json(previous))
-        if before is not None:
+        if before is not None and not doubtful:
             write_atomic(where.previous_spec, to_json(before))
+        settle(where)
     return previous, before

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from longhaul.errors import UserError
 from longhaul.layout import Layout
-from longhaul.rolling import give_back, proven, unproven
+from longhaul.rolling import begin, give_back, is_unproven, proven, unproven
 from longhaul.spec import SPEC_SCHEMA, load_spec, restore_previous, store_spec
 
 
@@ -43,10 +43,81 @@ def test_going_back_keeps_what_failed_and_what_worked(tmp_path: Path) -> None:
     assert '"bad"' in where.failed_spec.read_text()
     # A second call, by a run that was started again, changes nothing.
     assert give_back(where)["spec_id"] == "good"
+    assert name_of(where, "previous") is None, "what is deployed is nothing to return to"
     # The files are two again: a later roll must not write through to the other.
     proven(where)
     store_spec(where, spec("better"))
     assert (name_of(where), name_of(where, "previous")) == ("better", "good")
+
+
+def roll(where: Layout, name: str) -> None:
+    store_spec(where, spec(name))
+    proven(where)
+
+
+@pytest.mark.parametrize("way", ["given back", "deployed again after a kill", "killed twice on the way back"])
+def test_after_a_roll_that_came_to_nothing_the_previous_spec_is_the_one_before(tmp_path: Path, way: str) -> None:
+    where = Layout(tmp_path)
+    roll(where, "one")
+    roll(where, "two")
+    store_spec(where, spec("bad"))
+    if way == "given back":
+        give_back(where)
+    else:
+        store_spec(where, spec("two"))
+        if way == "killed twice on the way back":
+            store_spec(where, spec("two"))
+    proven(where)
+    assert (name_of(where), name_of(where, "previous")) == ("two", "one")
+    restore_previous(where)
+    assert (name_of(where), name_of(where, "previous")) == ("one", "two")
+
+
+def test_after_the_first_deployment_s_only_roll_failed_there_is_nothing_to_return_to(tmp_path: Path) -> None:
+    where = Layout(tmp_path)
+    roll(where, "one")
+    store_spec(where, spec("bad"))
+    store_spec(where, spec("one"))
+    proven(where)
+    assert name_of(where, "previous") is None
+    with pytest.raises(UserError, match="earlier deployment"):
+        restore_previous(where)
+
+
+def test_a_kill_between_the_marker_and_the_spec_proves_nothing(tmp_path: Path) -> None:
+    where = Layout(tmp_path)
+    roll(where, "good")
+    store_spec(where, spec("killed in the middle"))
+    begin(where, spec("next"))  # and the controller dies here
+    assert is_unproven(where, "killed in the middle")
+    assert not is_unproven(where, "good")
+    store_spec(where, spec("last"))
+    assert (name_of(where), name_of(where, "previous")) == ("last", "good")
+
+
+def test_a_rollback_by_hand_from_something_unproven_leaves_it_behind(tmp_path: Path) -> None:
+    where = Layout(tmp_path)
+    roll(where, "one")
+    roll(where, "two")
+    store_spec(where, spec("bad"))
+    restore_previous(where)
+    assert (name_of(where), name_of(where, "previous")) == ("two", "one")
+
+
+def test_going_back_needs_no_free_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk filled up after the new spec was written: only links, renames and removals are left."""
+    where = Layout(tmp_path)
+    roll(where, "one")
+    roll(where, "two")
+    store_spec(where, spec("three"))
+
+    def full(*_: object, **__: object) -> None:
+        raise AssertionError("a file was written")
+
+    monkeypatch.setattr("longhaul.rolling.write_atomic", full)
+    monkeypatch.setattr(Path, "write_text", full)
+    give_back(where)
+    assert (name_of(where), name_of(where, "previous")) == ("two", "one")
 
 
 def test_there_is_nothing_to_return_to_at_first(tmp_path: Path) -> None:
@@ -84,3 +155,4 @@ def test_the_way_back_is_always_a_proven_one(steps: list[tuple[str, str]]) -> No
                 proven(where)
             previous = name_of(where, "previous")
             assert previous is None or previous in good
+            assert previous is None or previous != name_of(where)

@@ -181,48 +181,63 @@ class TestDisk:
 
 
 class Deployments(RuleBasedStateMachine):
-    """Deploy, prove, roll back in any order: previous is the last spec replaced that was proven, or what a rollback left."""
+    """Deploy, prove, roll back in any order: what a rollback returns to was proven once and is not what is deployed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="lh-spec-"))
         self.where = Layout(self.folder)
         self.current: dict[str, Any] | None = None
-        self.previous: dict[str, Any] | None = None
-        self.in_doubt: str | None = None
+        self.in_doubt: set[str] = set()
+        self.good: set[str] = set()
+
+    @property
+    def previous(self) -> dict[str, Any] | None:
+        return load_spec(self.where, "previous")
 
     @rule(seqs=st.integers(1, 4))
     def deploy(self, seqs: int) -> None:
-        wanted = render({"max_num_seqs": seqs})
+        wanted, was = render({"max_num_seqs": seqs}), self.previous
         changed, before = store_spec(self.where, wanted)
         assert before == self.current
         assert changed == (wanted != self.current)
-        if changed:
-            if self.current is not None and self.current["spec_id"] != self.in_doubt:
-                self.previous = self.current
-            self.current, self.in_doubt = wanted, wanted["spec_id"]
+        if not changed:
+            return
+        if before is not None and before["spec_id"] not in self.in_doubt:
+            assert self.previous == before
+        elif was != wanted:
+            assert self.previous == was
+        self.current = wanted
+        self.in_doubt = {wanted["spec_id"]}
 
     @rule()
     def prove(self) -> None:
         proven(self.where)
-        self.in_doubt = None
+        self.in_doubt = set()
+        if self.current is not None:
+            self.good.add(self.current["spec_id"])
 
     @rule()
     def roll_back(self) -> None:
-        if self.previous is None or self.previous == self.current:
+        was = self.previous
+        if was is None:
             with pytest.raises(UserError, match="an earlier deployment to return to"):
                 restore_previous(self.where)
             return
-        now, was = restore_previous(self.where)
-        assert (now, was) == (self.previous, self.current)
-        self.current, self.previous = self.previous, self.current
+        assert restore_previous(self.where) == (was, self.current)
+        assert self.current is not None
+        if self.current["spec_id"] not in self.in_doubt:
+            assert self.previous == self.current
         # What was good once must show that it still is.
-        self.in_doubt = self.current["spec_id"]
+        self.current, self.in_doubt = was, {was["spec_id"]}
 
     @invariant()
     def disk_agrees(self) -> None:
         assert load_spec(self.where) == self.current
-        assert load_spec(self.where, "previous") == self.previous
+        previous = self.previous
+        if previous is not None:
+            assert previous["spec_id"] in self.good
+            assert previous != self.current
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
