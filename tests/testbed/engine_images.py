@@ -21,7 +21,7 @@ def engines(bed: Bed, tags: Sequence[str] = ("1.0", "2.0")) -> dict[str, Image]:
             "PYTHONUNBUFFERED": "1",
             "STANDIN_IMAGE_TAG": tag,
         }
-        with images._container(bed, base.reference) as box:
-            images._copy(bed, SHIMS, box, "/opt/shims")
-            made[tag] = images._push(bed, box, "engine", tag, variables)
+        with images.container(bed, base.reference) as box:
+            images.copy(bed, SHIMS, box, "/opt/shims")
+            made[tag] = images.push(bed, box, "engine", tag, variables)
     return made

