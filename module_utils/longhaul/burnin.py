@@ -7,6 +7,7 @@ plan, the roofline and the hardware's own counters. Pure, but for :class:`Sample
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import os
 import shutil
@@ -21,10 +22,23 @@ from typing import Any
 from .errors import UserError
 from .files import read_json, to_json, write_atomic
 from .hostcheck import SmiLog
-from .results import RunResult, Verdict, worst
+from .results import BurninCheck as Check
+from .results import BurninFacts, GpuLoad, Reason, RunResult, Verdict, worst
 
 SAMPLE_QUERY = "index,clocks.sm,clocks.max.sm,power.draw,temperature.gpu,utilization.gpu"
-NOT_APPLICABLE = "not applicable"
+# The driver's newer name first; either may be unknown to it.
+REASON_FIELDS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
+# Bits of nvmlClocksEventReasons (nvml.h). Those of _BAD mean that the card is not as fast as it was bought to be.
+_REASONS = {
+    0x4: "sw_power_cap",
+    0x8: "hw_slowdown",
+    0x10: "sync_boost",
+    0x20: "sw_thermal_slowdown",
+    0x40: "hw_thermal_slowdown",
+    0x80: "hw_power_brake",
+}
+_BAD = 0x8 | 0x20 | 0x40 | 0x80
+LOADED_UTILIZATION = 50
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,7 @@ class Limits:
 
     ``least_mfu``/``most_mfu``: share of the GPU's dense peak at the longest prompt, alone in flight (vLLM and SGLang reached 0.59
     to 0.61 at 1-2M tokens on H200). ``least_clock_share``: median SM clock under load over the card's maximum.
+    ``most_throttled_share``: samples under load in which heat, a power brake or the board slowed the clocks down.
     ``least_allreduce_gb_per_s``: bus bandwidth as NCCL's tests define it.
     """
 
@@ -40,34 +55,8 @@ class Limits:
     most_mfu: float | None = 1.0
     least_clock_share: float | None = 0.6
     most_temperature_c: float | None = 87.0
+    most_throttled_share: float | None = 0.05
     least_allreduce_gb_per_s: float | None = None
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding: ``verdict`` is ``None`` where the check does not apply here."""
-
-    name: str
-    found: str
-    required: str
-    verdict: Verdict | None
-
-    def __str__(self) -> str:
-        word = self.verdict.value if self.verdict else NOT_APPLICABLE
-        return f"{word} {self.name}: found: {self.found} | required: {self.required}"
-
-
-@dataclass(frozen=True)
-class GpuLoad:
-    """One GPU over the whole burn-in. Clocks in MHz are medians over the samples under load (utilization of 50% or more)."""
-
-    index: int
-    samples: int
-    loaded_samples: int
-    sm_clock_mhz: float | None
-    max_sm_clock_mhz: float | None
-    power_w_max: float | None
-    temperature_c_max: float | None
 
 
 def limits_from(options: Mapping[str, Any]) -> Limits:
@@ -85,27 +74,42 @@ def limits_from(options: Mapping[str, Any]) -> Limits:
 
 
 def parse_samples(text: str) -> tuple[GpuLoad, ...]:
-    """CSV of ``nvidia-smi --query-gpu=SAMPLE_QUERY --format=csv,noheader,nounits -l N`` -> one row a GPU. Torn lines are left out."""
-    rows: dict[int, list[list[float | None]]] = {}
+    """CSV of ``nvidia-smi --query-gpu=SAMPLE_QUERY[,a reason field] --format=csv,noheader,nounits`` -> one row a GPU.
+
+    Torn lines are left out: the sampler is ended in the middle of one.
+    """
+    columns = SAMPLE_QUERY.count(",") + 1
+    rows: dict[int, list[tuple[list[float | None], int | None]]] = {}
     for words in csv.reader(io.StringIO(text)):
-        numbers = [_float(w) for w in words]
-        if len(numbers) == SAMPLE_QUERY.count(",") + 1 and numbers[0] is not None:
-            rows.setdefault(int(numbers[0]), []).append(numbers[1:])
+        numbers = [_float(w) for w in words[:columns]]
+        if len(numbers) == columns and numbers[0] is not None:
+            reasons = _mask(words[columns]) if len(words) > columns else None
+            rows.setdefault(int(numbers[0]), []).append((numbers[1:], reasons))
     return tuple(_load(index, rows[index]) for index in sorted(rows))
 
 
-def _load(index: int, rows: Sequence[Sequence[float | None]]) -> GpuLoad:
-    loaded = [r for r in rows if (r[4] or 0) >= 50]
-    clocks = sorted(r[0] for r in loaded if r[0] is not None)
+def _load(index: int, rows: Sequence[tuple[Sequence[float | None], int | None]]) -> GpuLoad:
+    loaded = [(r, mask) for r, mask in rows if (r[4] or 0) >= LOADED_UTILIZATION]
+    clocks = sorted(r[0] for r, _ in loaded if r[0] is not None)
+    masks = [mask for _, mask in loaded if mask is not None]
     return GpuLoad(
         index=index,
         samples=len(rows),
         loaded_samples=len(loaded),
         sm_clock_mhz=clocks[len(clocks) // 2] if clocks else None,
-        max_sm_clock_mhz=max((r[1] for r in rows if r[1] is not None), default=None),
-        power_w_max=max((r[2] for r in rows if r[2] is not None), default=None),
-        temperature_c_max=max((r[3] for r in rows if r[3] is not None), default=None),
+        max_sm_clock_mhz=max((r[1] for r, _ in rows if r[1] is not None), default=None),
+        power_w_max=max((r[2] for r, _ in rows if r[2] is not None), default=None),
+        temperature_c_max=max((r[3] for r, _ in rows if r[3] is not None), default=None),
+        throttled_samples=sum(bool(m & _BAD) for m in masks) if masks else None,
+        throttle_reasons=tuple(name for bit, name in _REASONS.items() if any(m & bit for m in masks)),
     )
+
+
+def _mask(word: str) -> int | None:
+    try:
+        return int(word, 16)
+    except ValueError:
+        return None
 
 
 def _float(word: str) -> float | None:
@@ -124,9 +128,24 @@ def judge(
     allreduce: Mapping[str, Any] | None,
     limits: Limits,
     on_gpu: bool,
+    start_s: float | None = None,
+    failure: str = "",
 ) -> tuple[Verdict, tuple[Check, ...]]:
-    """All findings, and the worst of them. What needs a GPU is not applicable without one."""
+    """All findings, and the worst of them. What needs a GPU is not applicable without one.
+
+    ``failure``: why it ended before there was a result; what could not be looked at then is not judged.
+    """
+    hardware = [
+        *_gpu_checks(loads, limits, on_gpu),
+        _ecc(before, after, on_gpu),
+        _allreduce(allreduce, limits),
+    ]
+    if failure:
+        # Idle clocks of a start that died say nothing; heat, errors and a bad link may be the very cause.
+        hardware = [c for c in hardware if c.verdict is not Verdict.INCONCLUSIVE]
+        return Verdict.FAIL, (Check("engine", failure, "an engine that starts and answers", Verdict.FAIL), *hardware)
     checks = [
+        Check("start", "ready" + (f" after {start_s:.0f} s" if start_s else ""), "an engine that starts", Verdict.PASS),
         Check(
             "ladder",
             f"{run.verdict.value}, {sum(p.ran for p in run.points)} of {len(run.points)} points ran",
@@ -135,11 +154,28 @@ def judge(
         ),
         _capacity(run),
         _roofline(run, limits, on_gpu),
-        *_gpu_checks(loads, limits, on_gpu),
-        _ecc(before, after, on_gpu),
-        _allreduce(allreduce, limits),
+        *hardware,
     ]
     return worst(c.verdict for c in checks if c.verdict), tuple(checks)
+
+
+def with_burnin(
+    run: RunResult,
+    verdict: Verdict,
+    checks: Sequence[Check],
+    loads: Sequence[GpuLoad],
+    allreduce: Mapping[str, Any] | None,
+    start_s: float | None,
+) -> RunResult:
+    """The run with its burn-in's findings; what did not pass is a reason of the run."""
+    reasons = tuple(
+        Reason(c.verdict, f"burnin_{c.name.lower().replace('-', '')}", f"{c.name}: {c.found} (required: {c.required})")
+        for c in checks
+        # The ladder's own reasons are there already.
+        if c.verdict is not None and c.verdict is not Verdict.PASS and c.name != "ladder"
+    )
+    facts = BurninFacts(tuple(checks), tuple(loads), allreduce, start_s)
+    return dataclasses.replace(run, verdict=verdict, reasons=(*run.reasons, *reasons), burnin=facts)
 
 
 def _capacity(run: RunResult) -> Check:
@@ -171,10 +207,12 @@ def _roofline(run: RunResult, limits: Limits, on_gpu: bool) -> Check:
 def _gpu_checks(loads: Sequence[GpuLoad], limits: Limits, on_gpu: bool) -> list[Check]:
     clocks = f"median SM clock under load at least {limits.least_clock_share} of the maximum"
     heat = f"at most {limits.most_temperature_c} C"
+    throttled = f"slowed down in at most {limits.most_throttled_share} of the samples under load"
     if not on_gpu:
-        return [Check("clocks", "no GPU", clocks, None), Check("temperature", "no GPU", heat, None)]
+        return [Check(n, "no GPU", r, None) for n, r in (("clocks", clocks), ("temperature", heat), ("throttling", throttled))]
     if not loads:
-        return [Check(n, "no samples", r, Verdict.INCONCLUSIVE) for n, r in (("clocks", clocks), ("temperature", heat))]
+        kinds = (("clocks", clocks), ("temperature", heat), ("throttling", throttled))
+        return [Check(n, "no samples", r, Verdict.INCONCLUSIVE) for n, r in kinds]
     found = []
     for load in loads:
         share = load.sm_clock_mhz / load.max_sm_clock_mhz if load.sm_clock_mhz and load.max_sm_clock_mhz else None
@@ -190,7 +228,19 @@ def _gpu_checks(loads: Sequence[GpuLoad], limits: Limits, on_gpu: bool) -> list[
         else:
             cool = limits.most_temperature_c is None or hottest <= limits.most_temperature_c
             found.append(Check("temperature", f"GPU {load.index}: {hottest:.0f} C", heat, Verdict.PASS if cool else Verdict.FAIL))
+        found.append(_throttling(load, limits, throttled))
     return found
+
+
+def _throttling(load: GpuLoad, limits: Limits, required: str) -> Check:
+    if load.throttled_samples is None:
+        # Not loaded, or a driver that does not say: the clocks themselves are judged anyway.
+        return Check("throttling", f"GPU {load.index}: not told", required, None)
+    share = load.throttled_samples / load.loaded_samples
+    words = f"GPU {load.index}: {load.throttled_samples} of {load.loaded_samples} samples"
+    words += f" ({', '.join(load.throttle_reasons)})" if load.throttle_reasons else ""
+    bad = limits.most_throttled_share is not None and share > limits.most_throttled_share
+    return Check("throttling", words, required, Verdict.FAIL if bad else Verdict.PASS)
 
 
 def _ecc(before: SmiLog | None, after: SmiLog | None, on_gpu: bool) -> Check:
@@ -223,23 +273,36 @@ def _allreduce(found: Mapping[str, Any] | None, limits: Limits) -> Check:
     return Check("all-reduce", words, required, Verdict.FAIL if slow else Verdict.PASS)
 
 
-def burnin_facts(verdict: Verdict, checks: Sequence[Check], loads: Sequence[GpuLoad], run: RunResult) -> dict[str, Any]:
-    """The ``burnin`` section of the local facts."""
+def burnin_facts(run: RunResult) -> dict[str, Any]:
+    """The ``burnin`` section of the local facts, small enough for a fact: of a run that :func:`with_burnin` made."""
+    facts = run.burnin
+    if facts is None:
+        raise ValueError("a run without a burn-in")
     return {
-        "verdict": verdict.value,
+        "verdict": run.verdict.value,
         "run_id": run.run_id,
-        "unix_s": run.finished_unix_s,
+        "at_unix_s": round(run.finished_unix_s, 1),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.finished_unix_s)),
+        "engine": run.engine,
+        "version": run.engine_version,
         "model": run.model,
+        "context_tokens": (run.environment.get("settings") or {}).get("context_tokens"),
+        "largest_passed_input_tokens": max(
+            (p.input_tokens for p in run.points if p.ran and p.verdict is Verdict.PASS), default=None
+        ),
+        "reasons": [r.text for r in run.reasons],
         "checks": [
             {"name": c.name, "verdict": c.verdict.value if c.verdict else None, "found": c.found, "required": c.required}
-            for c in checks
+            for c in facts.checks
         ],
-        "gpus": [asdict(g) for g in loads],
+        "gpus": [asdict(g) for g in facts.gpus],
+        "allreduce": facts.allreduce,
+        "start_s": facts.start_s,
     }
 
 
 class Sampler:
-    """nvidia-smi once a second into a file, in a session of its own, ended by its own id."""
+    """nvidia-smi once a second into a file, in a session of its own, ended by its own id (a module ends long before it)."""
 
     def __init__(self, folder: Path) -> None:
         self.samples, self._pid_file = folder / "gpu.csv", folder / "sampler.json"
@@ -252,11 +315,23 @@ class Sampler:
         self.samples.write_text("", encoding="utf-8")
         if tool is None:
             return False
+        known = next((f for f in REASON_FIELDS if self._answers(tool, f)), None)
+        query = f"{SAMPLE_QUERY},{known}" if known else SAMPLE_QUERY
         with self.samples.open("ab") as out:
-            command = [tool, f"--query-gpu={SAMPLE_QUERY}", "--format=csv,noheader,nounits", "-l", "1"]
-            process = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL, start_new_session=True)
-        write_atomic(self._pid_file, to_json({"pid": process.pid, "command": command[0]}))
+            command = [tool, f"--query-gpu={query}", "--format=csv,noheader,nounits", "-l", "1"]
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True
+            )
+        write_atomic(self._pid_file, to_json({"pid": process.pid, "command": command}))
         return True
+
+    @staticmethod
+    def _answers(tool: str, field: str) -> bool:
+        try:
+            words = [tool, f"--query-gpu={field}", "--format=csv,noheader"]
+            return subprocess.run(words, capture_output=True, timeout=30, check=False).returncode == 0
+        except (OSError, subprocess.SubprocessError):
+            return False
 
     def stop(self) -> None:
         """End the sampler that ``start`` began, if it still runs."""

@@ -229,6 +229,49 @@ class CapacityFacts:
 
 
 @dataclass(frozen=True)
+class BurninCheck:
+    """One finding of a burn-in: ``verdict`` is ``None`` where the check does not apply here or is recorded only."""
+
+    name: str
+    found: str
+    required: str
+    verdict: Verdict | None
+
+    def __str__(self) -> str:
+        word = self.verdict.value if self.verdict else "not judged"
+        return f"{word} {self.name}: found: {self.found} | required: {self.required}"
+
+
+@dataclass(frozen=True)
+class GpuLoad:
+    """One GPU over a whole burn-in. Clocks in MHz are medians over the samples under load (utilization of 50% or more).
+
+    ``throttled_samples``: loaded samples in which heat, a power brake or the board slowed the clocks down; ``throttle_reasons``:
+    every reason seen under load, the harmless power cap too.
+    """
+
+    index: int
+    samples: int
+    loaded_samples: int
+    sm_clock_mhz: float | None
+    max_sm_clock_mhz: float | None
+    power_w_max: float | None
+    temperature_c_max: float | None
+    throttled_samples: int | None = None
+    throttle_reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BurninFacts:
+    """What a burn-in adds to a run: its checks, the GPUs under load, the all-reduce, how long the start took."""
+
+    checks: tuple[BurninCheck, ...]
+    gpus: tuple[GpuLoad, ...] = ()
+    allreduce: Mapping[str, Any] | None = None
+    start_s: float | None = None
+
+
+@dataclass(frozen=True)
 class RunResult:
     """One validation run against one endpoint."""
 
@@ -253,6 +296,7 @@ class RunResult:
     complete: bool = True
     schema: str = SCHEMA_NAME
     schema_version: int = SCHEMA_VERSION
+    burnin: BurninFacts | None = None
 
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- variables:begin -->", "<!-- variables:end -->"
 # As a deployment meets them.
-ORDER = ("engine", "model_store", "context_test", "report", "rollout", "client_env", "gpu_driver", "container_runtime")
+ORDER = ("engine", "model_store", "context_test", "report", "rollout", "burnin", "client_env", "gpu_driver", "container_runtime")
 
 
 def role_names(root: Path = ROOT) -> list[str]:

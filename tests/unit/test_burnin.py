@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from longhaul.burnin import GpuLoad, judge, limits_from, parse_samples
+from longhaul.burnin import judge, limits_from, parse_samples
 from longhaul.errors import UserError
-from longhaul.results import RunResult, Verdict
+from longhaul.results import GpuLoad, RunResult, Verdict
 
 
 def run_result() -> RunResult:
@@ -29,7 +29,14 @@ def test_a_throttled_gpu_fails_and_no_gpu_is_not_applicable() -> None:
     assert verdict is Verdict.FAIL
     assert {c.name for c in checks if c.verdict is Verdict.FAIL} == {"clocks", "temperature"}
     _, checks = judge(run_result(), loads=(), before=None, after=None, allreduce=None, limits=limits_from({}), on_gpu=False)
-    assert {c.name for c in checks if c.verdict is None} == {"roofline", "clocks", "temperature", "ECC", "all-reduce"}
+    assert {c.name for c in checks if c.verdict is None} == {
+        "roofline",
+        "clocks",
+        "temperature",
+        "throttling",
+        "ECC",
+        "all-reduce",
+    }
 
 
 def test_a_wrong_limit_is_named() -> None:

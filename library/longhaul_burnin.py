@@ -1,0 +1,143 @@
+#!/usr/bin/python
+"""What a burn-in does on its host besides starting an engine and measuring it."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: longhaul_burnin
+short_description: Make room for a burn-in, measure the all-reduce, judge, and give the host back
+description:
+  - V(look) refuses a host that serves. V(begun) stops what serves (with O(replace)), keeps what must be started again, and starts to
+    sample the GPUs. V(reduced) measures the all-reduce. V(judged) ends the sampling, judges, and writes evidence and facts.
+    V(ended) takes the burn-in's instance away and names the endpoints to start again.
+  - A verdict other than PASS does not fail the task; the playbook's gate does, after the reports are written.
+  - Reports no change - the host is given back as it was.
+author: [Longhaul]
+options:
+  home: {description: longhaul_home on the host., type: path, required: true}
+  instance: {description: Name of the burn-in's own endpoint., type: str, default: burnin}
+  state: {description: Which step., type: str, choices: [look, begun, reduced, judged, ended], required: true}
+  host_instance: {description: The endpoint whose local facts keep the verdict., type: str, default: default}
+  run_id: {description: Name of the run., type: str, default: ""}
+  name: {description: The host's name in the results., type: str, default: ""}
+  replace: {description: Stop what serves here., type: bool, default: false}
+  stop_timeout_s: {description: Seconds until a stopping engine is killed., type: int, default: 60}
+  limits: {description: "What a healthy host shows (longhaul.burnin.Limits).", type: dict, default: {}}
+  python: {description: The engine's interpreter., type: str, default: ""}
+  script: {description: The all-reduce program's text., type: str, default: ""}
+  gpus: {description: GPUs of the all-reduce., type: int, default: 1}
+  mib: {description: Size of the all-reduced buffer in MiB., type: int, default: 1024}
+  device: {description: "cuda, rocm or cpu.", type: str, default: cuda}
+  env: {description: "Environment of the all-reduce, on top of the module's own.", type: dict, default: {}}
+  timeout_s: {description: Seconds for the all-reduce., type: int, default: 180}
+  allreduce: {description: What V(reduced) returned., type: dict}
+  failure: {description: Why the burn-in ended early., type: str, default: ""}
+  progress_file: {description: Set by the action plugin., type: path}
+"""
+
+EXAMPLES = r"""
+- name: Refuse a host that serves
+  longhaul_burnin:
+    home: /opt/longhaul
+    state: look
+"""
+
+RETURN = r"""
+serving: {description: Endpoints that run here., returned: state look, type: list}
+paused: {description: Endpoints to start again., returned: state begun and ended, type: list}
+allreduce: {description: "bus_gb_per_s and more, or skipped, or error.", returned: state reduced, type: dict}
+verdict: {description: "PASS, FAIL, INVALID or INCONCLUSIVE.", returned: state judged, type: str}
+checks: {description: One line a finding., returned: state judged, type: list}
+out_dir: {description: Where the evidence lies., returned: state judged, type: str}
+"""
+
+from ansible.module_utils.longhaul.burnin import limits_from
+from ansible.module_utils.longhaul.burnin_host import (
+    all_reduce,
+    begin,
+    conclude,
+    end,
+    evidence,
+    refuse_if_serving,
+    serving,
+)
+from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
+
+
+def work(module, progress):
+    """One step."""
+    options = module.params
+    where = endpoint(module)
+    state, run_id = options["state"], options["run_id"]
+    limits = limits_from(options["limits"])
+    result = {"changed": False}
+    if state == "look":
+        others = serving(where)
+        refuse_if_serving(others, options["replace"])
+        return {**result, "serving": [other.instance for other in others]}
+    if module.check_mode:
+        return result
+    if state == "begun":
+        found = begin(where, run_id, replace=options["replace"], stop_timeout_s=options["stop_timeout_s"])
+        return {**result, **found}
+    if state == "reduced":
+        found = all_reduce(
+            options["python"],
+            options["script"],
+            gpus=options["gpus"],
+            mib=options["mib"],
+            device=options["device"],
+            env={str(k): str(v) for k, v in options["env"].items()},
+            timeout_s=options["timeout_s"],
+        )
+        return {**result, "allreduce": found}
+    if state == "ended":
+        return {**result, "paused": end(where, run_id)}
+    run, facts = conclude(
+        where,
+        options["host_instance"],
+        run_id,
+        host=options["name"],
+        limits=limits,
+        allreduce=options["allreduce"],
+        failure=options["failure"],
+    )
+    return {
+        **result,
+        "verdict": run.verdict.value,
+        "reasons": [r.text for r in run.reasons],
+        "checks": [str(c) for c in run.burnin.checks],
+        "out_dir": str(evidence(where, run_id)),
+        "ansible_facts": {"longhaul": facts},
+    }
+
+
+def main():
+    """Entry point."""
+    run_module(
+        {
+            **ENDPOINT,
+            "instance": {"type": "str", "default": "burnin"},
+            "state": {"type": "str", "choices": ["look", "begun", "reduced", "judged", "ended"], "required": True},
+            "host_instance": {"type": "str", "default": "default"},
+            "run_id": {"type": "str", "default": ""},
+            "name": {"type": "str", "default": ""},
+            "replace": {"type": "bool", "default": False},
+            "stop_timeout_s": {"type": "int", "default": 60},
+            "limits": {"type": "dict", "default": {}},
+            "python": {"type": "str", "default": ""},
+            "script": {"type": "str", "default": ""},
+            "gpus": {"type": "int", "default": 1},
+            "mib": {"type": "int", "default": 1024},
+            "device": {"type": "str", "default": "cuda"},
+            "env": {"type": "dict", "default": {}},
+            "timeout_s": {"type": "int", "default": 180},
+            "allreduce": {"type": "dict"},
+            "failure": {"type": "str", "default": ""},
+        },
+        work,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""A burn-in's hands on the host: who serves here, make room and give it back, the all-reduce, the evidence.
+
+The burn-in's engine is an endpoint of its own (an instance), so that no deployment's spec, facts or log is ever touched.
+What was stopped for it is written down before it is stopped: a controller that was killed in the middle loses nothing, the
+next burn-in (or its end) brings it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .burnin import Limits, Sampler, burnin_facts, judge, with_burnin
+from .dockerd import DockerRuntime
+from .endpoint_test import detect_gpus, environment
+from .errors import UserError
+from .files import read_json, to_json, write_atomic
+from .hardware import GIB
+from .hostcheck import SmiLog, parse_smi_xml
+from .hostfacts import update_facts
+from .layout import DEFAULT_INSTANCE, Layout
+from .results import CapacityFacts, RunResult, Verdict, dump_run, from_jsonable, load_run
+from .runtimes import docker_here, state_of
+from .spec import load_spec
+from .status import log_tail
+from .supervisor import Supervisor
+
+# A driver and a display hold some memory of every card; an engine that is left over holds much more.
+FREE_GPU_BYTES = 2 * GIB
+LOG_LINES = 20_000
+
+
+def state_file(where: Layout) -> Path:
+    """What this burn-in must give back."""
+    return where.state / "burnin.json"
+
+
+def evidence(where: Layout, run_id: str) -> Path:
+    """Folder of a burn-in's evidence: among the results of the host's default endpoint, which outlive the burn-in."""
+    return Layout(where.home).results / run_id
+
+
+def endpoints(home: Path, leave_out: str) -> list[Layout]:
+    """Every endpoint deployed in this home, but ``leave_out``."""
+    names = [p.parent.parent.name for p in sorted(home.glob("instances/*/spec/current.json"))]
+    found = [Layout(home, name) for name in (DEFAULT_INSTANCE, *names) if name != leave_out]
+    return [where for where in found if where.current_spec.exists()]
+
+
+def serving(where: Layout) -> list[Layout]:
+    """Endpoints of this home whose engine runs (or is starting) now, but the burn-in's own."""
+    return [other for other in endpoints(where.home, where.instance) if _alive(other)]
+
+
+def _alive(where: Layout) -> bool:
+    spec = load_spec(where)
+    return state_of(where, spec).alive or Supervisor(where).state().alive
+
+
+def refuse_if_serving(others: Sequence[Layout], replace: bool) -> None:
+    """UserError on a host that serves, unless the operator said so."""
+    if not others or replace:
+        return
+    specs = [(other.instance, load_spec(other) or {}) for other in others]
+    names = ", ".join(f"{s.get('engine')} {s.get('version')} ({name}) at {s.get('url')}" for name, s in specs)
+    raise UserError(
+        f"{names} runs on this host",
+        "a host that serves nothing",
+        "stop it (playbooks/stop.yml), or set burnin_replace: true to have it stopped and started again after the burn-in",
+    )
+
+
+def begin(where: Layout, run_id: str, *, replace: bool, stop_timeout_s: int) -> dict[str, Any]:
+    """Make room and begin to sample. Returns what was stopped (instances) and whether nvidia-smi samples."""
+    left = read_json(state_file(where)) or {}
+    others = serving(where)
+    refuse_if_serving(others, replace)
+    paused = sorted({*left.get("paused", []), *(other.instance for other in others)})
+    supervisor = Supervisor(where)
+    was = bool(left.get("supervisord", supervisor.running()))
+    write_atomic(state_file(where), to_json({"paused": paused, "supervisord": was, "run_id": run_id}))
+    _stop(where, stop_timeout_s)
+    for other in others:
+        _stop(other, stop_timeout_s)
+    if not supervisor.running() and list((where.supervisor / "conf.d").glob("*.ini")):
+        # A fresh supervisord starts every program by itself: also those that were meant to stay stopped.
+        supervisor.ensure_running()
+        for other in endpoints(where.home, where.instance):
+            _stop(other, stop_timeout_s)
+    busy = [g for g in detect_gpus() if g.memory_used_bytes > FREE_GPU_BYTES]
+    if busy:
+        words = ", ".join(f"GPU {g.index} {g.memory_used_bytes / GIB:.1f} GiB" for g in busy)
+        raise UserError(f"memory in use: {words}", "empty GPUs", "nvidia-smi names the processes; end them")
+    folder = evidence(where, run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    _smi_log(folder / "nvidia-smi-before.xml")
+    return {"paused": paused, "sampling": Sampler(folder).start()}
+
+
+def _stop(where: Layout, timeout_s: int) -> None:
+    Supervisor(where).stop(timeout_s)
+    spec = load_spec(where)
+    if spec is not None and spec["runtime"] == "docker" and docker_here():
+        DockerRuntime(where).stop(timeout_s)
+
+
+def end(where: Layout, run_id: str) -> list[str]:
+    """After the burn-in's engine was taken away: end the sampler, remove the instance. Returns the instances to start again."""
+    Sampler(evidence(where, run_id)).stop()
+    left = read_json(state_file(where)) or {}
+    if left.get("run_id") and left["run_id"] != run_id:
+        Sampler(evidence(where, str(left["run_id"]))).stop()
+    paused = [name for name in left.get("paused", []) if Layout(where.home, name).current_spec.exists()]
+    supervisor = Supervisor(where)
+    if not left.get("supervisord", True) and not paused:
+        supervisor.shutdown()
+    # Only what is ours: an instance that somebody deployed under this name has a spec again.
+    if where.instance != DEFAULT_INSTANCE:
+        shutil.rmtree(where.state, ignore_errors=True)
+    return paused
+
+
+def all_reduce(
+    python: str,
+    script: str,
+    *,
+    gpus: int,
+    mib: int,
+    device: str,
+    env: Mapping[str, str],
+    timeout_s: float,
+) -> dict[str, Any]:
+    """Run the all-reduce ``script`` with the engine's interpreter. Returns its JSON, or ``skipped``/``error`` with the reason.
+
+    The environment of the caller goes along (NCCL_NVLS_ENABLE, TORCH_SYMM_MEM_DISABLE_MULTICAST ...), ``env`` on top.
+    """
+    if gpus < 2:
+        return {"skipped": "one GPU"}
+    if not Path(python).exists():
+        return {"skipped": f"no interpreter {python} on the host (runtime docker)"}
+    with tempfile.TemporaryDirectory(prefix="longhaul-") as folder:
+        path = Path(folder) / "allreduce.py"
+        path.write_text(script, encoding="utf-8")
+        words = [python, str(path), "--ranks", str(gpus), "--mib", str(mib), "--device", device]
+        process = subprocess.Popen(
+            words,
+            env={**os.environ, **env},
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        try:
+            text, _ = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return {"error": f"no all-reduce within {timeout_s:.0f} s"}
+    return parse_all_reduce(process.returncode, text)
+
+
+def parse_all_reduce(code: int, text: str) -> dict[str, Any]:
+    """What the script printed -> its JSON, else the likeliest line as ``error``."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for line in reversed(lines):
+        if line.startswith('{"gpus"'):
+            found: dict[str, Any] = json.loads(line)
+            return found
+    wrong = [line for line in lines if "Error" in line or "error" in line] or lines or [f"exit code {code}"]
+    return {"error": wrong[-1]}
+
+
+def conclude(
+    where: Layout,
+    host_instance: str,
+    run_id: str,
+    *,
+    host: str,
+    limits: Limits,
+    allreduce: Mapping[str, Any] | None,
+    failure: str = "",
+) -> tuple[RunResult, dict[str, Any]]:
+    """Judge the burn-in whose engine still stands (or has just failed), keep the evidence, write the facts of the host.
+
+    Returns the run as written to ``run.json`` and all facts of ``host_instance``.
+    """
+    failure = " ".join(failure.split())
+    folder = evidence(where, run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = where.results / run_id
+    if measured.is_dir():
+        for path in measured.iterdir():
+            shutil.move(str(path), str(folder / path.name))
+    sampler = Sampler(folder)
+    sampler.stop()
+    after = _smi_log(folder / "nvidia-smi-after.xml")
+    spec = load_spec(where)
+    own = read_json(where.facts_file) or {}
+    with contextlib.suppress(OSError, UserError):
+        write_atomic(folder / "engine.log", "\n".join(log_tail(where, LOG_LINES)) + "\n")
+    if failure or not (folder / "run.json").exists():
+        failure = failure or "the ladder left no result"
+        run = failed_run(spec, own, run_id, host)
+    else:
+        run = load_run(folder / "run.json")
+    start = (own.get("deployed") or {}).get("start") or {}
+    start_s = float(start["elapsed_s"]) if start.get("elapsed_s") else None
+    loads = sampler.read()
+    verdict, checks = judge(
+        run,
+        loads=loads,
+        before=_read_smi(folder / "nvidia-smi-before.xml"),
+        after=after,
+        allreduce=allreduce,
+        limits=limits,
+        on_gpu=spec is None or spec["settings"]["device"] != "cpu",
+        start_s=start_s,
+        failure=failure,
+    )
+    run = with_burnin(run, verdict, checks, loads, allreduce, start_s)
+    write_atomic(folder / "run.json", dump_run(run))
+    _, facts = update_facts(Layout(where.home, host_instance), lambda before: {**before, "burnin": burnin_facts(run)})
+    return run, facts
+
+
+def failed_run(spec: Mapping[str, Any] | None, facts: Mapping[str, Any], run_id: str, host: str) -> RunResult:
+    """A run without points, for a burn-in that ended before it measured anything."""
+    now = time.time()
+    settings = (spec or {}).get("settings") or {}
+    capacity = facts.get("capacity")
+    return RunResult(
+        run_id=run_id,
+        host=host,
+        url=str((spec or {}).get("url") or ""),
+        engine=str((spec or {}).get("engine") or ""),
+        engine_version=str((spec or {}).get("version") or ""),
+        model=str(settings.get("served_model_name") or ""),
+        started_unix_s=now,
+        finished_unix_s=now,
+        verdict=Verdict.FAIL,
+        reasons=(),
+        points=(),
+        environment=environment(spec, detect_gpus(), remote=False) if spec else {},
+        capacity=from_jsonable(CapacityFacts, capacity) if capacity else None,
+        complete=False,
+    )
+
+
+def _smi_log(path: Path) -> SmiLog | None:
+    """Keep ``nvidia-smi -q -x`` in ``path``; ``None`` where it says nothing."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    try:
+        done = subprocess.run([tool, "-q", "-x"], capture_output=True, text=True, errors="replace", timeout=120, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    path.write_text(done.stdout, encoding="utf-8")
+    return _read_smi(path)
+
+
+def _read_smi(path: Path) -> SmiLog | None:
+    try:
+        return parse_smi_xml(path.read_text(encoding="utf-8"))
+    except (OSError, UserError):
+        return None
