@@ -1,6 +1,11 @@
 """What the server itself says: its counters before and after, cached tokens, other clients' traffic. Parsing is pure.
 
 A server's own log is never a source: vLLM books a whole prompt at its first token and divides by the log interval.
+
+SGLang beside /metrics (which it has with --enable-metrics only), as its sources have it (0.5.6.post2, 0.5.12, 0.5.23):
+``/server_info`` (also ``/get_server_info``) holds settings and gauges of the moment, no counter of tokens; its
+``disable_radix_cache`` settles whether anything can be cached. ``/v1/loads`` (0.5.6.post2: ``/get_load``) tells what runs, waits
+and is held in the KV pool: other people's requests show there, without counters.
 """
 
 from __future__ import annotations
@@ -21,6 +26,11 @@ from .results import Counters, RequestRecord, RequestStatus
 FOREIGN_PROMPT_TOKENS = 32
 FOREIGN_OUTPUT_TOKENS = 8
 FOREIGN_SHARE = 0.01
+
+# Where SGLang tells its load without --enable-metrics; the second is the older releases' (and deprecated in the newer).
+LOAD_PATHS = ("/v1/loads", "/get_load")
+# SGLang adds to this one only for a request that did hit: on a server that has cached nothing the page lacks it.
+_BORN_AT_FIRST_USE = frozenset({"sglang:cached_tokens_total"})
 
 
 @lru_cache(maxsize=8)
@@ -55,6 +65,9 @@ def parse_counters(page: bytes, names: MetricNames, unix_s: float | None = None)
             continue
         sums[name] = sums.get(name, 0.0) + value
         peaks[name] = max(peaks.get(name, value), value)
+    if names.prompt_tokens in sums:
+        for name in _BORN_AT_FIRST_USE.intersection(wanted):
+            sums.setdefault(name, 0.0)
     found = {key: (peaks if key == "kv_usage" else sums).get(name) if name else None for key, name in fields.items()}
     return Counters(unix_s=time.time() if unix_s is None else unix_s, **found)
 
@@ -62,6 +75,40 @@ def parse_counters(page: bytes, names: MetricNames, unix_s: float | None = None)
 def has_counters(counters: Counters | None) -> bool:
     """Whether the page held the counters that prove anything."""
     return counters is not None and counters.prompt_tokens is not None
+
+
+def parse_loads(answer: Any, pool_tokens: int | None = None, unix_s: float | None = None) -> Counters | None:
+    """SGLang's ``/v1/loads`` or ``/get_load`` -> Counters with gauges only (``has_counters`` is False), or ``None``.
+
+    Ranks are summed; ``kv_usage`` is that of the fullest. ``/get_load`` names no pool: ``pool_tokens`` (of /server_info) stands in,
+    and its tokens include those of waiting prompts.
+    """
+    rows = answer.get("loads") if isinstance(answer, Mapping) else answer
+    ranks = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+    running = waiting = 0.0
+    usages: list[float] = []
+    for rank in ranks:
+        queued, own = _figure(rank, "num_waiting_reqs"), _figure(rank, "num_running_reqs")
+        total = _figure(rank, "num_reqs")
+        own = total - (queued or 0.0) if own is None and total is not None else own
+        if own is None or queued is None:
+            return None
+        running, waiting = running + max(0.0, own), waiting + queued
+        used = _figure(rank, "num_used_tokens")
+        used = _figure(rank, "num_tokens") if used is None else used
+        pool = _figure(rank, "max_total_num_tokens") or pool_tokens
+        if used is not None and pool:
+            usages.append(min(1.0, used / pool))
+    if not ranks:
+        return None
+    return Counters(
+        unix_s=time.time() if unix_s is None else unix_s, running=running, waiting=waiting, kv_usage=max(usages, default=None)
+    )
+
+
+def _figure(row: Mapping[str, Any], key: str) -> float | None:
+    value = row.get(key)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def parse_models(answer: Any) -> list[tuple[str, int | None]]:
@@ -86,6 +133,8 @@ def parse_server_info(answer: Any) -> dict[str, Any]:
         "max_running_requests",
         "chunked_prefill_size",
         "disable_radix_cache",
+        "enable_metrics",
+        "enable_cache_report",
     )
     return {key: answer[key] for key in wanted if answer.get(key) is not None}
 
@@ -181,11 +230,14 @@ def tolerated_cached_tokens(record: RequestRecord) -> int:
     return record.shared_prefix_tokens + 3
 
 
-def cache_finding(records: Sequence[RequestRecord], moved: Delta | None, others: Traffic | None) -> CacheFinding:
+def cache_finding(
+    records: Sequence[RequestRecord], moved: Delta | None, others: Traffic | None, *, cache_off: bool = False
+) -> CacheFinding:
     """Whether the prompts of these completed requests were computed or remembered.
 
     Usage (``cached_tokens``) and counters are asked; the worse answer counts. Hits that another client may have
-    caused leave the state UNKNOWN rather than WARM where usage says cold.
+    caused leave the state UNKNOWN rather than WARM where usage says cold. ``cache_off``: the server's settings say that it has
+    no prefix cache, which counts only where neither usage nor counters tell.
     """
     ok = [r for r in records if r.status is RequestStatus.OK]
     if not ok:
@@ -207,4 +259,6 @@ def cache_finding(records: Sequence[RequestRecord], moved: Delta | None, others:
         return CacheFinding("COLD", max(by_usage, hits) / sent, "usage and cache counters" if told else "cache counters")
     if len(told) == len(ok):
         return CacheFinding("COLD", by_usage / sent, "usage.cached_tokens")
+    if cache_off:
+        return CacheFinding("COLD", 0.0, "the server's settings: its prefix cache is off")
     return CacheFinding("UNKNOWN", None, "neither usage nor counters tell")

@@ -30,7 +30,17 @@ from .client import Buffer, Client, Endpoint, HttpFormatError, Reply, Timeouts
 from .engines import get_engine
 from .engines.base import EngineAdapter, Version
 from .errors import UserError
-from .evidence import cache_finding, delta, has_counters, parse_counters, parse_models, parse_server_info, traffic
+from .evidence import (
+    LOAD_PATHS,
+    cache_finding,
+    delta,
+    has_counters,
+    parse_counters,
+    parse_loads,
+    parse_models,
+    parse_server_info,
+    traffic,
+)
 from .forecast import Expectation, Forecaster, Measured, concurrency_note, within_budget
 from .hardware import Gpu
 from .load import Job, LagMonitor, RecordWriter, run_burst
@@ -234,6 +244,7 @@ class _Server:
     kv_cache_tokens: int | None = None
     info: dict[str, Any] = field(default_factory=dict)
     tokenizes: bool | None = None
+    load_path: str | None = None  # SGLang's /v1/loads or /get_load, once found; "" where it has neither
 
 
 class _Gone(Exception):
@@ -674,17 +685,33 @@ class _Run:
         return None
 
     async def _counters(self) -> Counters | None:
+        """The server's counters; where it shows none, its gauges (``has_counters`` tells); ``None`` where it says nothing."""
         with contextlib.suppress(_Gone):
             reply = await self._call("GET", self.adapter.metrics_path)
             if reply.status == 200:
                 found = parse_counters(reply.body, self.adapter.metrics)
-                return found if has_counters(found) else None
+                if has_counters(found):
+                    return found
+            return await self._gauges()
+        return None
+
+    async def _gauges(self) -> Counters | None:
+        """SGLang without --enable-metrics: what runs and waits, from /v1/loads or /get_load."""
+        if self.config.engine != "sglang" or self.server.load_path == "":
+            return None
+        for path in LOAD_PATHS if self.server.load_path is None else (self.server.load_path,):
+            reply = await self._call("GET", path)
+            found = parse_loads(reply.json(), self.server.kv_cache_tokens) if reply.status == 200 else None
+            if found is not None:
+                self.server.load_path = path
+                return found
+        self.server.load_path = self.server.load_path or ""
         return None
 
     async def _settled_counters(self, before: Counters | None, records: Sequence[RequestRecord]) -> Counters | None:
         """The counters once they have caught up with what we know to have been served."""
         after = await self._counters()
-        if before is None or after is None:
+        if not has_counters(before) or not has_counters(after):
             return after
         prompt = sum(r.input_tokens for r in records if r.status is RequestStatus.OK)
         output = sum(min(r.completion_tokens or 0, r.output_tokens) for r in records if r.status is RequestStatus.OK)
@@ -919,7 +946,7 @@ class _Run:
         ok = [r for r in records if r.status is RequestStatus.OK]
         moved = delta(before, after)
         others = traffic(moved, records) if moved is not None else None
-        cache = cache_finding(records, moved, others)
+        cache = cache_finding(records, moved, others, cache_off=self.server.info.get("disable_radix_cache") is True)
         physics = self._physics(point, ok)
         if physics is not None and physics.ratio < config.limits.floor_ratio and self._recalibrate():
             physics = self._physics(point, ok)
@@ -935,6 +962,7 @@ class _Run:
                 warm_mode=config.mode == "warm",
                 exact_ids=config.transport == "ids",
                 foreign_running=_strangers(point, before, series),
+                watched=self._watched(before, series),
                 lag_share=self.lag.share(began, ended, of_s=burst_s, over_s=matters_s),
                 server_dead=server_dead,
                 limits=config.limits,
@@ -978,6 +1006,12 @@ class _Run:
             expected_s=expected.total_s,
             wall_s=ended - began,
         )
+
+    def _watched(self, before: Counters | None, series: Sequence[KvSample]) -> str | None:
+        """Where the gauges of a server without counters were read, and how often."""
+        if before is None or not self.server.load_path:
+            return None
+        return f"{self.server.load_path}, {1 + len(series)}x"
 
     def _needle_cells(self) -> tuple[tuple[NeedleCell, ...], float | None, str | None]:
         needles = self.config.needles

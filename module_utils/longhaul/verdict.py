@@ -45,7 +45,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class PointEvidence:
-    """All that is known of a point when it is judged. ``records``: the timed requests only, no warm-up."""
+    """All that is known of a point when it is judged. ``records``: the timed requests only, no warm-up.
+
+    ``watched``: for a server without counters, where its gauges were read instead.
+    """
 
     records: Sequence[RequestRecord]
     moved: Delta | None
@@ -60,6 +63,7 @@ class PointEvidence:
     limits: Limits = field(default_factory=Limits)
     input_limits: Mapping[str, float] = field(default_factory=dict)
     best_other_rate: float | None = None
+    watched: str | None = None
 
 
 def _fail(code: str, text: str) -> Reason:
@@ -185,11 +189,17 @@ def _physics(evidence: PointEvidence) -> list[Reason]:
 
 
 def _company(evidence: PointEvidence) -> list[Reason]:
-    if evidence.moved is None:
-        return [
-            _open("no_metrics", "the server shows no counters: other clients' traffic and silent cache hits cannot be ruled out")
-        ]
     reasons: list[Reason] = []
+    if evidence.moved is None:
+        text = "the server shows no counters: other clients' traffic and silent cache hits cannot be ruled out"
+        if evidence.watched is not None:
+            text += (
+                f" (the requests in flight, read from {evidence.watched}, were ours alone, but a short one slips through)"
+                if not evidence.foreign_running
+                else f" (requests in flight read from {evidence.watched})"
+            )
+            text += "; start SGLang with --enable-metrics"
+        reasons.append(_open("no_metrics", text))
     others = evidence.traffic
     if others is not None and others.foreign:
         text = (

@@ -65,6 +65,7 @@ class Options:
     salt_ignored: bool
     preempt_every: int
     linger: float
+    without_path: str | None
 
 
 def parse(argv: Sequence[str] | None = None) -> Options:
@@ -126,6 +127,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--salt-ignored", action="store_true", help="cache_salt has no effect (SGLang has none)")
     add("--preempt-every", type=int, default=0, help="count a preemption every N requests")
     add("--linger", type=float, default=0.0, help="a request whose client went away stays in the gauges for S seconds")
+    add("--without-path", default=None, help="404 on this path, as in a release that lacks it")
     known, unknown = parser.parse_known_args(words)
     if known.strict and any(w.startswith("-") for w in unknown):
         print(f"api_server.py: error: unrecognized arguments: {' '.join(unknown)}", file=sys.stderr, flush=True)
@@ -181,4 +183,5 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         salt_ignored=known.salt_ignored,
         preempt_every=known.preempt_every,
         linger=known.linger,
+        without_path=known.without_path,
     )

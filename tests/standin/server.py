@@ -58,6 +58,11 @@ class State:
             self.running.add(stream)
             stream.begin()
 
+    @property
+    def foreign_running(self) -> int:
+        """Another client's request, in flight whenever ours are (the counters see it when it is over)."""
+        return 1 if self.options.foreign_every and self.running else 0
+
     def foreign(self) -> None:
         """Another client was served."""
         tokens = self.options.foreign_tokens
@@ -412,9 +417,13 @@ class Connection(asyncio.Protocol):
         elif path in ("/server_info", "/get_server_info") and options.dev_mode:
             used = self.state.used_tokens / options.kv_tokens
             info = {"max_total_num_tokens": options.kv_tokens, "context_length": options.context, "version": "0.0.0"}
+            if options.engine == "sglang":  # its own flags stand there too, by their names
+                info |= {"disable_radix_cache": not options.cache, "enable_metrics": options.metrics}
             self.respond(
                 200, info | {"internal_states": [{"memory_usage": {"token_capacity": options.kv_tokens}, "token_usage": used}]}
             )
+        elif path in ("/get_load", "/v1/loads") and options.engine == "sglang" and path != options.without_path:
+            self.respond(200, loads(self.state, path))
         elif path in ("/flush_cache", "/reset_prefix_cache") and method == "POST" and options.dev_mode:
             if self.state.running and options.engine == "sglang":
                 self.respond(400, text="Flush cache failed: requests are running")
@@ -493,6 +502,24 @@ def read_generation(path: str, raw: bytearray, options: Options) -> tuple[dict[s
     return body, from_words(text.split(), 0, salt_of(body))
 
 
+def loads(state: State, path: str) -> object:
+    """SGLang's load: the list of 0.5.6's /get_load, or the object of the newer /v1/loads."""
+    running, waiting = len(state.running) + state.foreign_running, len(state.waiting)
+    if path == "/get_load":
+        tokens = state.used_tokens + sum(s.prompt.n_tokens for s in state.waiting)
+        return [{"dp_rank": 0, "num_reqs": running + waiting, "num_waiting_reqs": waiting, "num_tokens": tokens, "ts_tic": 0.0}]
+    load = {
+        "dp_rank": 0,
+        "num_running_reqs": running,
+        "num_waiting_reqs": waiting,
+        "num_used_tokens": state.used_tokens,
+        "max_total_num_tokens": state.options.kv_tokens,
+        "token_usage": min(1.0, state.used_tokens / state.options.kv_tokens),
+        "cache_hit_rate": 0.0,
+    }
+    return {"version": "0.0.0", "dp_rank_count": 1, "loads": [load]}
+
+
 def metrics_text(state: State) -> str:
     """The Prometheus page of either engine."""
     options = state.options
@@ -527,7 +554,8 @@ def metrics_text(state: State) -> str:
             "sglang:num_used_tokens": state.used_tokens,
             "sglang:max_total_num_tokens": options.kv_tokens,
         }
-        lines = [f"{name}{labels} {float(value)}" for name, value in values.items()]
+        # Like the real one: the counter of cached tokens appears with the first hit.
+        lines = [f"{name}{labels} {float(value)}" for name, value in values.items() if value or "cached" not in name]
     return "\n".join(lines) + "\n"
 
 

@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 from longhaul.engines import get_engine
-from longhaul.evidence import CacheFinding, Delta, cache_finding, delta, parse_counters, parse_models, traffic
+from longhaul.evidence import (
+    CacheFinding,
+    Delta,
+    cache_finding,
+    delta,
+    has_counters,
+    parse_counters,
+    parse_loads,
+    parse_models,
+    traffic,
+)
 from longhaul.results import Counters, RequestRecord, RequestStatus
 
 VLLM_PAGE = b"""# HELP vllm:prompt_tokens_total Number of prefill tokens processed.
@@ -44,6 +54,41 @@ def test_a_falling_counter_is_a_restart() -> None:
     moved = delta(Counters(1, prompt_tokens=500, generation_tokens=5), Counters(2, prompt_tokens=10, generation_tokens=6))
     assert moved is not None
     assert moved.restarted
+
+
+def test_sglang_shows_its_counter_of_cached_tokens_only_after_the_first_hit() -> None:
+    cold = b'sglang:prompt_tokens_total{model_name="m"} 5000.0\nsglang:generation_tokens_total{model_name="m"} 8.0\n'
+    hit = cold + b'sglang:cached_tokens_total{cache_source="device",model_name="m"} 4000.0\n'
+    names = get_engine("sglang").metrics
+    assert parse_counters(cold, names).cache_hits_tokens == 0.0
+    moved = delta(parse_counters(cold, names), parse_counters(hit, names))
+    assert moved is not None
+    assert moved.cache_hits_tokens == 4000.0
+    assert parse_counters(b"other 1.0\n", names).cache_hits_tokens is None, "a page of something else proves nothing"
+
+
+NEW_LOADS = {"loads": [{"num_running_reqs": 3, "num_waiting_reqs": 1, "num_used_tokens": 500, "max_total_num_tokens": 1000}]}
+OLD_LOADS = [{"dp_rank": 0, "num_reqs": 4, "num_waiting_reqs": 1, "num_tokens": 500}]
+
+
+@pytest.mark.parametrize("answer", [NEW_LOADS, OLD_LOADS], ids=["v1/loads", "get_load"])
+def test_sglangs_load_in_both_shapes(answer: Any) -> None:
+    found = parse_loads(answer, pool_tokens=1000)
+    assert found is not None
+    assert (found.running, found.waiting, found.kv_usage) == (3.0, 1.0, 0.5)
+    assert not has_counters(found), "gauges prove no coldness"
+
+
+def test_load_of_several_ranks_is_summed_and_the_fullest_pool_counts() -> None:
+    second = {"num_running_reqs": 1, "num_waiting_reqs": 0, "num_used_tokens": 900, "max_total_num_tokens": 1000}
+    found = parse_loads({"loads": [*NEW_LOADS["loads"], second]})
+    assert found is not None
+    assert (found.running, found.waiting, found.kv_usage) == (4.0, 1.0, 0.9)
+
+
+@pytest.mark.parametrize("answer", [None, [], {"loads": []}, {"loads": [{"x": 1}]}, [7], {"error": "no"}, [{"num_reqs": True}]])
+def test_a_load_that_cannot_be_read_says_nothing(answer: Any) -> None:
+    assert parse_loads(answer) is None
 
 
 def test_models_answer_of_any_shape() -> None:
@@ -115,3 +160,10 @@ def test_a_failed_request_never_makes_traffic_foreign() -> None:
 def test_no_completed_request_is_unknown() -> None:
     failed = [record(status=RequestStatus.HTTP_ERROR)]
     assert cache_finding(failed, None, None) == CacheFinding("UNKNOWN", None, "no completed request")
+
+
+def test_a_server_without_a_prefix_cache_is_cold_only_where_nothing_else_tells() -> None:
+    silent = [record(cached_tokens=None)]
+    assert cache_finding(silent, None, None, cache_off=True).state == "COLD"
+    assert "cache is off" in cache_finding(silent, None, None, cache_off=True).source
+    assert cache_finding([record(cached_tokens=9000)], None, None, cache_off=True).state == "WARM", "what was seen beats settings"

@@ -185,6 +185,29 @@ CACHES = [
 ]
 
 
+@pytest.mark.parametrize(("lacks", "path"), [("/none", "/v1/loads"), ("/v1/loads", "/get_load")])
+def test_sglang_without_metrics_is_watched_by_its_load(
+    lacks: str, path: str, tmp_path: Path, run: Callable[..., RunResult]
+) -> None:
+    silent = ["--ttft", "0.8", "--gap", "0.002", "--no-metrics", "--without-path", lacks]
+    quiet = run(silent, tmp_path / "quiet", engine="sglang")
+    assert quiet.verdict is Verdict.INCONCLUSIVE
+    assert codes(quiet) == {"no_metrics"}, "alone, by all that can be seen"
+    assert path in quiet.points[0].reasons[0].text
+    assert "--enable-metrics" in quiet.points[0].reasons[0].text
+    assert any(s.running == 1.0 and s.kv_usage is not None for s in quiet.points[0].kv_series)
+    shared = run([*silent, "--foreign-every", "0.1"], tmp_path / "shared", engine="sglang", attempts=1)
+    assert codes(shared) == {"no_metrics", "foreign_traffic"}
+
+
+def test_sglang_without_a_radix_cache_is_cold_by_its_own_settings(tmp_path: Path, run: Callable[..., RunResult]) -> None:
+    silent = [*QUICK, "--no-metrics", "--no-details", "--without-path", "/v1/loads"]
+    unknown = run(silent, tmp_path / "on", engine="sglang")
+    off = run([*silent, "--disable-radix-cache"], tmp_path / "off", engine="sglang")
+    assert unknown.points[0].cache_state == "UNKNOWN"
+    assert off.points[0].cache_state == "COLD"
+
+
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 @pytest.mark.parametrize(("standin", "changes", "code", "words"), CACHES)
 def test_the_same_prompt_twice_is_invalid(
