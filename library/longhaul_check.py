@@ -22,7 +22,8 @@ options:
   model_path_required: {description: Refuse when O(model_path) is not there., type: bool, default: false}
   model_config: {description: "config.json as data, where it is known already.", type: dict}
   context_tokens: {description: "The context to hold against the model's positions.", type: str}
-  endpoints: {description: "Lists of inventory name, address, home, instance.", type: list, elements: list}
+  shm: {description: "engine, version, runtime, device, ranks, ipc, shm_size.", type: dict}
+  endpoints: {description: "Lists of inventory name, address, home, instance, port.", type: list, elements: list}
   progress_file: {description: Set by the action plugin., type: path}
 """
 
@@ -73,6 +74,11 @@ def work(module, progress):
         findings += preflight.check_model_store(options["model_store"])
     if options["ladder"] is not None:
         findings += preflight.check_ladder(options["ladder"])
+    if options["shm"] is not None:
+        try:
+            findings += preflight.check_shm(options["shm"], preflight.shm_bytes())
+        except UserError as error:
+            findings.append(preflight.Finding.of(error))
     if options["endpoints"]:
         findings += preflight.check_unique_endpoints(tuple(map(str, e)) for e in options["endpoints"])
     if options["home"]:
@@ -125,6 +131,7 @@ def main():
             "model_path_required": {"type": "bool", "default": False},
             "model_config": {"type": "dict"},
             "context_tokens": {"type": "str"},
+            "shm": {"type": "dict"},
             "endpoints": {"type": "list", "elements": "list"},
         },
         work,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .container import size_bytes
 from .engines import ENGINES
 from .engines.base import Version
 from .errors import UserError
@@ -26,6 +27,12 @@ from .supervisor import Supervisor
 
 RUNTIMES = ("process", "docker")
 LEAST_PYTHON = (3, 10)
+# vLLM's message queue between its processes: ten chunks of VLLM_MQ_MAX_CHUNK_BYTES_MB=16 and what describes them
+# (vllm/distributed/device_communicators/shm_broadcast.py). Since 0.27.0 it looks first, and dies where they do not fit; [run: 0.32.0].
+VLLM_RING_BYTES = 161 * 2**20
+VLLM_CHECKS_SHM = Version.parse("0.27.0")
+# Docker's own 64 MiB are known to be too little for NCCL between the GPUs of a host.
+NCCL_SHM_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -221,11 +228,51 @@ def check_port(where: Layout, port: int, host: str) -> list[Finding]:
     ]
 
 
-def check_unique_endpoints(endpoints: Iterable[tuple[str, str, str, str]]) -> list[Finding]:
-    """``(inventory name, address, home, instance)``: two names must not mean one endpoint."""
+def shm_bytes(path: str = "/dev/shm") -> int | None:  # noqa: S108 - looked at, not written
+    """Size of this host's shared memory; ``None`` where there is none to see."""
+    try:
+        seen = os.statvfs(path)
+    except OSError:
+        return None
+    return seen.f_blocks * seen.f_frsize
+
+
+def check_shm(options: Mapping[str, Any], host_bytes: int | None) -> list[Finding]:
+    """Shared memory for what the engine's processes say to each other. ``options``: engine, version, device, ranks (tensor x
+    pipeline parallel), and for the docker runtime ipc and shm_size."""
+    try:
+        ranks, version = int(options.get("ranks") or 1), Version.parse(str(options.get("version") or ""))
+    except (UserError, ValueError):
+        return []  # said by check_engine
+    vllm = options.get("engine") == "vllm" and (ranks > 1 or options.get("device") == "cpu")
+    needed = max(VLLM_RING_BYTES if vllm else 0, NCCL_SHM_BYTES if ranks > 1 else 0)
+    own = options.get("runtime") == "docker" and options.get("ipc") != "host"
+    if own:
+        size = str(options.get("shm_size") or "") or "64m"
+        have: int | None = size_bytes("engine_container_shm_size", size)
+    else:
+        have = host_bytes
+    if have is None or have >= needed:
+        return []
+    certain = vllm and have < VLLM_RING_BYTES and version >= VLLM_CHECKS_SHM
+    return [
+        Finding(
+            f"{have / 2**20:.0f} MiB of /dev/shm {'in the container' if own else 'on the host'}",
+            f"{needed / 2**20:.0f} MiB, through which the engine's processes talk",
+            "set engine_container_shm_size, e.g. 16g"
+            if own
+            else "mount -o remount,size=16g /dev/shm, or with runtime docker set engine_container_ipc private and engine_container_shm_size",
+            "refuse" if certain else "warn",
+        )
+    ]
+
+
+def check_unique_endpoints(endpoints: Iterable[Sequence[str]]) -> list[Finding]:
+    """``(inventory name, address, home, instance, port)``: two names must mean neither one endpoint nor one port."""
     seen: dict[tuple[str, str, str], str] = {}
+    ports: dict[tuple[str, str], str] = {}
     findings: list[Finding] = []
-    for name, address, home, instance in endpoints:
+    for name, address, home, instance, port in endpoints:
         key = (address, home, instance)
         if key in seen:
             findings.append(
@@ -235,7 +282,16 @@ def check_unique_endpoints(endpoints: Iterable[tuple[str, str, str, str]]) -> li
                     "give one of them another longhaul_instance (and engine_port)",
                 )
             )
+        elif (address, port) in ports:
+            findings.append(
+                Finding(
+                    f"hosts {ports[address, port]} and {name} are endpoints of one machine ({address}) with engine_port {port} both",
+                    "a port of its own for each endpoint of a machine",
+                    f"set another engine_port for {name}",
+                )
+            )
         seen.setdefault(key, name)
+        ports.setdefault((address, port), name)
     return findings
 
 

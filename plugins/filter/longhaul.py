@@ -7,7 +7,7 @@ from typing import Any
 
 
 def longhaul_endpoint(hostvars: Mapping[str, Any]) -> list[str]:
-    """A host's variables -> [inventory name, address, home, instance]: what makes an endpoint unique."""
+    """A host's variables -> [inventory name, address, home, instance, port]: what makes an endpoint unique."""
     name = str(hostvars["inventory_hostname"])
     # Whatever their names, hosts with a local connection are all this machine.
     local = hostvars.get("ansible_connection") in ("local", "ansible.builtin.local")
@@ -17,6 +17,8 @@ def longhaul_endpoint(hostvars: Mapping[str, Any]) -> list[str]:
         "localhost" if local else address,
         str(hostvars.get("longhaul_home", "")),
         str(hostvars.get("longhaul_instance", "default")),
+        # The default of role engine, which no play has read yet.
+        str(hostvars.get("engine_port", 8000)),
     ]
 
 

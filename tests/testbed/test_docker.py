@@ -47,6 +47,8 @@ def test_the_real_vllm_serves_from_a_container(fleet: Fleet) -> None:
         "engine_version": "0.32.0", "engine_image": image.reference, "engine_image_digest": image.digest,
         "engine_cpu_kv_cache_gib": 1, "engine_context_tokens": 8192, "engine_start_timeout_s": 300,
         "container_runtime_insecure_registries": [fleet.bed.registry], "engine_capacity_drift": "warn",
+        # These hosts are containers themselves: their own /dev/shm is Docker's 64 MiB, of which vLLM wants 160.
+        "engine_container_ipc": "private", "engine_container_shm_size": "1g",
     }  # fmt: skip
     words = ["-e", json.dumps(real)]
     assert fleet.play("playbooks/provision.yml", *words, timeout_s=600).code == 0

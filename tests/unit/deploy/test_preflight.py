@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 from pathlib import Path
@@ -213,8 +214,59 @@ class TestHost:
         assert preflight.check_port(Layout(tmp_path), port, "127.0.0.1") == []
 
     def test_two_names_for_one_endpoint(self) -> None:
-        rows = [("a", "10.0.0.1:", "", "default"), ("b", "10.0.0.1:", "", "two"), ("c", "10.0.0.2:", "", "default")]
+        rows = [
+            ("a", "10.0.0.1:", "", "default", "8000"),
+            ("b", "10.0.0.1:", "", "two", "8001"),
+            ("c", "10.0.0.2:", "", "default", "8000"),
+        ]
         assert preflight.check_unique_endpoints(rows) == []
-        finding = only(preflight.check_unique_endpoints([*rows, ("d", "10.0.0.1:", "", "two")]))
+        finding = only(preflight.check_unique_endpoints([*rows, ("d", "10.0.0.1:", "", "two", "8001")]))
         assert "hosts b and d are one endpoint" in finding.found
         assert "longhaul_instance" in finding.fix
+
+    def test_two_endpoints_of_one_machine_on_one_port(self) -> None:
+        rows = [("a", "10.0.0.1:", "", "default", "8000"), ("b", "10.0.0.1:", "", "two", "8000")]
+        finding = only(preflight.check_unique_endpoints(rows))
+        assert finding.found == "hosts a and b are endpoints of one machine (10.0.0.1:) with engine_port 8000 both"
+        assert finding.fix == "set another engine_port for b"
+
+    @pytest.mark.parametrize(
+        ("changes", "host_mib", "severity"),
+        [
+            ({}, 64, "refuse"),
+            ({"version": "0.12.0"}, 64, "warn"),  # does not look; dies only once the ring is full
+            ({}, 1024, None),
+            ({"device": "cuda"}, 64, None),  # one process, nobody to talk to
+            ({"device": "cuda", "ranks": 8}, 64, "refuse"),
+            ({"device": "cuda", "ranks": 8}, 512, "warn"),
+            ({"engine": "sglang", "version": "0.5.6.post2", "ranks": 8}, 64, "warn"),
+            ({"ipc": "private"}, 65536, "refuse"),
+            ({"ipc": "private", "shm_size": "1g"}, 64, None),
+            ({"runtime": "process", "ipc": "private"}, 1024, None),
+            ({}, None, None),
+        ],
+    )
+    def test_shared_memory(self, changes: dict[str, Any], host_mib: int | None, severity: str | None) -> None:
+        options = {"engine": "vllm", "version": "0.32.0", "runtime": "docker", "device": "cpu", "ranks": 1, "ipc": "host"}
+        host = None if host_mib is None else host_mib * 2**20
+        findings = preflight.check_shm({**options, "shm_size": "", **changes}, host)
+        assert [f.severity for f in findings] == ([severity] if severity else [])
+        for finding in findings:
+            assert finding.found.startswith(("64 MiB of /dev/shm", "512 MiB of /dev/shm"))
+            assert "engine_container_shm_size" in finding.fix
+
+    def test_the_filter_names_what_makes_an_endpoint(self) -> None:
+        place = Path(__file__).resolve().parents[3] / "plugins" / "filter" / "longhaul.py"
+        spec = importlib.util.spec_from_file_location("longhaul_filters", place)
+        assert spec is not None
+        assert spec.loader is not None
+        filters = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(filters)
+        two = {"ansible_host": "gpu1", "longhaul_instance": "two", "engine_port": 8001}
+        assert filters.longhaul_endpoint({"inventory_hostname": "b", **two}) == ["b", "gpu1:", "", "two", "8001"]
+        # The role's own default: a name that says nothing of a port holds that one.
+        defaults = Path(__file__).resolve().parents[3] / "roles" / "engine" / "defaults" / "main.yml"
+        assert "\nengine_port: 8000\n" in defaults.read_text(encoding="utf-8")
+        assert filters.longhaul_endpoint({"inventory_hostname": "a", "ansible_connection": "local"})[1:] == [
+            "localhost", "", "default", "8000",
+        ]  # fmt: skip
