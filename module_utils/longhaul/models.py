@@ -6,6 +6,7 @@ PyPI wheel), ``dummy`` (config and tokenizer only; Ansible copies them). A model
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -65,6 +66,19 @@ def is_stored(path: Path, identity: Mapping[str, Any]) -> bool:
     except (OSError, ValueError):
         return False
     return bool(stamp == dict(identity)) and (path / "config.json").exists()
+
+
+def differing(path: Path, checksums: Mapping[str, str]) -> list[str]:
+    """Files of a model folder that are not as they should be: missing, other bytes (SHA-256), or not readable by everyone."""
+
+    def right(name: str, wanted: str) -> bool:
+        try:
+            data, mode = (path / name).read_bytes(), (path / name).stat().st_mode
+        except OSError:
+            return False
+        return hashlib.sha256(data).hexdigest() == wanted and mode & 0o444 == 0o444
+
+    return sorted(name for name, wanted in checksums.items() if not right(name, wanted))
 
 
 def bundled_identity() -> dict[str, Any]:

@@ -26,8 +26,11 @@ author: [Longhaul]
 """
 
 LONGEST_S = 7 * 86400
+# Short at first: most jobs end within seconds. A file that is followed for minutes is asked for less often.
+POLL_FIRST_S = 0.3
 POLL_LOCAL_S = 0.5
 POLL_REMOTE_S = 1.5
+POLL_GROWTH = 1.4
 # How long a job may be silent in its file before we ask whether it still lives.
 SILENCE_S = 20.0
 
@@ -48,12 +51,16 @@ class LiveAction(ActionBase):
     _supports_check_mode = True
     _supports_async = False
 
+    def _is_long(self) -> bool:
+        """Whether it may take long enough to be worth a job in the background."""
+        return not self._task.check_mode
+
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         name = self._task.action.rsplit(".", 1)[-1]
         arguments = dict(self._task.args)
-        if self._task.check_mode:
+        if not self._is_long():
             result.update(self._execute_module(module_name=name, module_args=arguments, task_vars=task_vars))
             return result
         progress = _package()
@@ -72,27 +79,34 @@ class LiveAction(ActionBase):
             result.update(started)
             return result
         result.update(self._follow(started, file, task_vars, progress))
-        self._low_level_execute_command(f"rm -f {shlex.quote(file)}", sudoable=True)
+        left = [file, *([str(started["results_file"])] if started.get("results_file") else [])]
+        self._low_level_execute_command(f"rm -f {shlex.join(left)}", sudoable=True)
         return result
 
     def _follow(self, started: dict[str, Any], file: str, task_vars: dict[str, Any], progress: Any) -> dict[str, Any]:
         host = task_vars.get("inventory_hostname", "")
-        wait_s = POLL_LOCAL_S if self._connection.transport == "local" else POLL_REMOTE_S
+        longest_s = POLL_LOCAL_S if self._connection.transport == "local" else POLL_REMOTE_S
+        wait_s = POLL_FIRST_S
         display = Display()
         offset = 0
+        ended = False
         heard = time.monotonic()
         while True:
             time.sleep(wait_s)
+            wait_s = min(longest_s, wait_s * POLL_GROWTH)
             read = self._low_level_execute_command(
                 f"tail -c +{offset + 1} {shlex.quote(file)} 2>/dev/null || true", sudoable=True
             )
             texts, done, used = progress.parse_progress(read.get("stdout", ""))
             offset += used
+            if done and not ended:
+                # The word comes a moment before the result: ask again soon if it is not there yet.
+                ended, wait_s = True, POLL_FIRST_S
             for text in texts:
                 display.display(f"  [{host}] {text}")
             if used:
                 heard = time.monotonic()
-            if done or time.monotonic() - heard > SILENCE_S:
+            if ended or time.monotonic() - heard > SILENCE_S:
                 heard = time.monotonic()
                 result = self._collect(started["ansible_job_id"], task_vars)
                 if result is not None:
@@ -100,24 +114,19 @@ class LiveAction(ActionBase):
 
     def _collect(self, job: str, task_vars: dict[str, Any]) -> dict[str, Any] | None:
         """The job's result, or None while it runs."""
-        status = self._async_status(job, "status", task_vars)
+        folder = self.get_shell_option("async_dir", default="~/.ansible_async")
+        status: dict[str, Any] = self._execute_module(
+            module_name="ansible.legacy.async_status",
+            module_args={"jid": job, "mode": "status", "_async_dir": folder},
+            task_vars=task_vars,
+        )
         if not status.get("finished"):
             # An answer without "started" is about a job that the host does not know (any more).
             if status.get("started"):
                 return None
             return {"failed": True, "msg": f"the job vanished from the host: {status.get('msg', json.dumps(status)[:300])}"}
-        self._async_status(job, "cleanup", task_vars)
         for key in ("ansible_job_id", "finished", "started", "results_file", "_async_dir"):
             status.pop(key, None)
-        return status
-
-    def _async_status(self, job: str, mode: str, task_vars: dict[str, Any]) -> dict[str, Any]:
-        folder = self.get_shell_option("async_dir", default="~/.ansible_async")
-        status: dict[str, Any] = self._execute_module(
-            module_name="ansible.legacy.async_status",
-            module_args={"jid": job, "mode": mode, "_async_dir": folder},
-            task_vars=task_vars,
-        )
         return status
 
 

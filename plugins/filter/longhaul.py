@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -39,6 +41,13 @@ def longhaul_at_most(value: int, limit: int) -> int:
     return min(int(value), int(limit))
 
 
+def longhaul_checksums(folder: str) -> dict[str, str]:
+    """A folder on the controller -> relative path: SHA-256 of every file in it."""
+    root = Path(folder)
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 class FilterModule:
     """Registered by ansible.cfg."""
 
@@ -46,6 +55,7 @@ class FilterModule:
         """Name -> function."""
         return {
             "longhaul_at_most": longhaul_at_most,
+            "longhaul_checksums": longhaul_checksums,
             "longhaul_endpoint": longhaul_endpoint,
             "longhaul_status_row": longhaul_status_row,
         }

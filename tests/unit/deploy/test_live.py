@@ -1,0 +1,76 @@
+"""The action plugin that follows a job on a host: what was said comes out, and the end is not missed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from longhaul import progress
+
+PLUGINS = Path(__file__).resolve().parents[3] / "plugins" / "action"
+
+
+def load(name: str) -> ModuleType:
+    """A plugin as Ansible loads it: from its file."""
+    spec = importlib.util.spec_from_file_location(name, PLUGINS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Clock:
+    """Time that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize("answers_until_finished", [0, 1, 5])
+def test_a_result_that_comes_after_the_word_is_taken_at_once(
+    answers_until_finished: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module says that it is done a moment before its result is there; nobody may wait for the next sign of life."""
+    live, clock = load("longhaul_live"), Clock()
+    monkeypatch.setattr(live, "time", clock)
+    file = json.dumps({"text": "loading"}) + "\n" + json.dumps({"done": True}) + "\n"
+    asked = 0
+
+    def read(command: str, **_: Any) -> dict[str, str]:
+        offset = int(command.split("+")[1].split(maxsplit=1)[0]) - 1
+        return {"stdout": file[offset:]}
+
+    def status(**_: Any) -> dict[str, Any]:
+        nonlocal asked
+        asked += 1
+        return {"started": True, "finished": asked > answers_until_finished, "ready": True}
+
+    action = live.LiveAction.__new__(live.LiveAction)
+    action._connection = SimpleNamespace(transport="ssh")
+    action._low_level_execute_command = read
+    action._execute_module = status
+    action.get_shell_option = lambda *_, **__: "~/.ansible_async"
+    result = action._follow({"ansible_job_id": "1"}, "/tmp/file", {"inventory_hostname": "gpu-01"}, progress)
+    assert result == {"ready": True}
+    assert clock.now < 1.0 + 1.5 * answers_until_finished
+
+
+@pytest.mark.parametrize(
+    ("source", "check", "wanted"), [("hub", False, True), ("hub", True, False), ("path", False, False), ("dummy", False, False)]
+)
+def test_a_look_at_a_folder_is_no_job_in_the_background(source: str, check: bool, wanted: bool) -> None:
+    model = load("longhaul_model")
+    action = model.ActionModule.__new__(model.ActionModule)
+    action._task = SimpleNamespace(check_mode=check, args={"source": source})
+    assert action._is_long() is wanted
