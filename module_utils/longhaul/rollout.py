@@ -110,6 +110,9 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("-i", "--inventory", help="default: what ansible.cfg says")
     parser.add_argument("--results", type=Path, default=Path("results"), help="artifacts go to RESULTS/RUN_ID/rollout")
     parser.add_argument("--run-id", default=time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), help="default: UTC time")
+    parser.add_argument(
+        "--keep-events", action="store_true", help="keep ansible-runner's job events as well: every task's arguments and results"
+    )
     parser.add_argument("--plain", action="store_true", help="lines, also on a terminal")
     return parser.parse_known_args(words)
 
@@ -147,11 +150,14 @@ class Screen:
         self._drawn = len(lines)
 
 
-def keep(private: Path, target: Path, summary: Mapping[str, Any]) -> None:
-    """Keep what a person reads later: ansible's output and the summary. Job events hold every task's arguments: they go."""
+def keep(private: Path, target: Path, summary: Mapping[str, Any], *, events: bool = False) -> None:
+    """Keep what a person reads later: ansible's output and the summary. Job events hold every task's arguments: asked for only."""
     target.mkdir(parents=True, exist_ok=True)
     for found in private.rglob("stdout"):
         shutil.copy(found, target / "ansible.log")
+    if events:
+        for folder in private.rglob("job_events"):
+            shutil.copytree(folder, target / "job_events", dirs_exist_ok=True)
     (target / "rollout.json").write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -205,7 +211,7 @@ def main(words: Sequence[str], root: Path) -> int:
             "status": str(done.status),
             "hosts": {n: {"stages": r.stages, "verdict": r.verdict, "why": r.why} for n, r in sorted(board.hosts.items())},
         }
-        keep(private, target, summary)
+        keep(private, target, summary, events=options.keep_events)
         for name, row in sorted(board.hosts.items()):
             if row.why and any(w in ("FAILED", "LOST") for w in row.stages.values()):
                 print(f"{name}: {row.why}")
