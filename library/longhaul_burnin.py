@@ -25,6 +25,7 @@ options:
   limits: {description: "What a healthy host shows (longhaul.burnin.Limits).", type: dict, default: {}}
   python: {description: The engine's interpreter., type: str, default: ""}
   script: {description: The all-reduce program's text., type: str, default: ""}
+  gpu_indexes: {description: "GPUs of the endpoint, which must be empty (V(begun)); none means all.", type: list, elements: int, default: []}
   gpus: {description: GPUs of the all-reduce., type: int, default: 1}
   mib: {description: Size of the all-reduced buffer in MiB., type: int, default: 1024}
   device: {description: "cuda, rocm or cpu.", type: str, default: cuda}
@@ -55,6 +56,7 @@ from ansible.module_utils.longhaul.burnin import limits_from
 from ansible.module_utils.longhaul.burnin_host import (
     all_reduce,
     begin,
+    check_instance,
     conclude,
     end,
     evidence,
@@ -72,13 +74,21 @@ def work(module, progress):
     limits = limits_from(options["limits"])
     result = {"changed": False}
     if state == "look":
+        check_instance(where, options["host_instance"])
         others = serving(where)
         refuse_if_serving(others, options["replace"])
         return {**result, "serving": [other.instance for other in others]}
     if module.check_mode:
         return result
     if state == "begun":
-        found = begin(where, run_id, replace=options["replace"], stop_timeout_s=options["stop_timeout_s"])
+        found = begin(
+            where,
+            run_id,
+            replace=options["replace"],
+            stop_timeout_s=options["stop_timeout_s"],
+            on_gpu=options["device"] != "cpu",
+            gpus=options["gpu_indexes"],
+        )
         return {**result, **found}
     if state == "reduced":
         found = all_reduce(
@@ -127,6 +137,7 @@ def main():
             "limits": {"type": "dict", "default": {}},
             "python": {"type": "str", "default": ""},
             "script": {"type": "str", "default": ""},
+            "gpu_indexes": {"type": "list", "elements": "int", "default": []},
             "gpus": {"type": "int", "default": 1},
             "mib": {"type": "int", "default": 1024},
             "device": {"type": "str", "default": "cuda"},

@@ -317,12 +317,20 @@ class Sampler:
             return False
         known = next((f for f in REASON_FIELDS if self._answers(tool, f)), None)
         query = f"{SAMPLE_QUERY},{known}" if known else SAMPLE_QUERY
-        with self.samples.open("ab") as out:
-            command = [tool, f"--query-gpu={query}", "--format=csv,noheader,nounits", "-l", "1"]
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True
-            )
-        write_atomic(self._pid_file, to_json({"pid": process.pid, "command": command}))
+        command = [tool, f"--query-gpu={query}", "--format=csv,noheader,nounits", "-l", "1"]
+        # Nobody waits for it: not a Popen, which would complain of that. Nothing of the caller's is held open by it.
+        pid = os.posix_spawn(
+            tool,
+            command,
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(self.samples), os.O_WRONLY | os.O_APPEND, 0),
+                (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+            ],
+            setsid=True,
+        )
+        write_atomic(self._pid_file, to_json({"pid": pid, "command": command}))
         return True
 
     @staticmethod

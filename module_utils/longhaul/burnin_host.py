@@ -66,6 +66,17 @@ def _alive(where: Layout) -> bool:
     return state_of(where, spec).alive or Supervisor(where).state().alive
 
 
+def check_instance(where: Layout, host_instance: str) -> None:
+    """UserError where the burn-in's endpoint is somebody's: it is thrown away at the end."""
+    theirs = where.current_spec.exists() and not state_file(where).exists()
+    if where.instance in (DEFAULT_INSTANCE, host_instance) or theirs:
+        raise UserError(
+            f"burnin_instance {where.instance!r}, which is a deployment's",
+            "a name of its own: what is deployed under it is removed after the burn-in",
+            "set burnin_instance, e.g. burnin",
+        )
+
+
 def refuse_if_serving(others: Sequence[Layout], replace: bool) -> None:
     """UserError on a host that serves, unless the operator said so."""
     if not others or replace:
@@ -79,8 +90,13 @@ def refuse_if_serving(others: Sequence[Layout], replace: bool) -> None:
     )
 
 
-def begin(where: Layout, run_id: str, *, replace: bool, stop_timeout_s: int) -> dict[str, Any]:
-    """Make room and begin to sample. Returns what was stopped (instances) and whether nvidia-smi samples."""
+def begin(
+    where: Layout, run_id: str, *, replace: bool, stop_timeout_s: int, on_gpu: bool = True, gpus: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Make room and begin to sample. Returns what was stopped (instances) and whether nvidia-smi samples.
+
+    ``gpus``: the indexes that the endpoint will use, which must be empty then; none given means all.
+    """
     left = read_json(state_file(where)) or {}
     others = serving(where)
     refuse_if_serving(others, replace)
@@ -96,7 +112,8 @@ def begin(where: Layout, run_id: str, *, replace: bool, stop_timeout_s: int) -> 
         supervisor.ensure_running()
         for other in endpoints(where.home, where.instance):
             _stop(other, stop_timeout_s)
-    busy = [g for g in detect_gpus() if g.memory_used_bytes > FREE_GPU_BYTES]
+    ours = [g for g in detect_gpus() if not gpus or g.index in gpus] if on_gpu else []
+    busy = [g for g in ours if g.memory_used_bytes > FREE_GPU_BYTES]
     if busy:
         words = ", ".join(f"GPU {g.index} {g.memory_used_bytes / GIB:.1f} GiB" for g in busy)
         raise UserError(f"memory in use: {words}", "empty GPUs", "nvidia-smi names the processes; end them")
@@ -123,7 +140,6 @@ def end(where: Layout, run_id: str) -> list[str]:
     supervisor = Supervisor(where)
     if not left.get("supervisord", True) and not paused:
         supervisor.shutdown()
-    # Only what is ours: an instance that somebody deployed under this name has a spec again.
     if where.instance != DEFAULT_INSTANCE:
         shutil.rmtree(where.state, ignore_errors=True)
     return paused
@@ -145,8 +161,8 @@ def all_reduce(
     """
     if gpus < 2:
         return {"skipped": "one GPU"}
-    if not Path(python).exists():
-        return {"skipped": f"no interpreter {python} on the host (runtime docker)"}
+    if not Path(python).is_file():
+        return {"skipped": "the engine's interpreter is not on the host (runtime docker)"}
     with tempfile.TemporaryDirectory(prefix="longhaul-") as folder:
         path = Path(folder) / "allreduce.py"
         path.write_text(script, encoding="utf-8")

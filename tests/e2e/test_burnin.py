@@ -1,0 +1,134 @@
+"""The burn-in on the real engine, without a GPU: what needs one is said to be not judged; the host is given back as it was."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from longhaul.results import Verdict, load_run
+from longhaul.runtimes import healthy
+from longhaul.spec import load_spec
+from longhaul.supervisor import Supervisor
+from support.runner import Outcome, run_playbook
+
+from e2e.conftest import Deployment, free_port
+
+pytestmark = pytest.mark.e2e
+NEEDS_GPU = {"roofline", "clocks", "temperature", "throttling", "ECC", "all-reduce"}
+
+
+@pytest.fixture(scope="module")
+def results() -> Iterator[Path]:
+    """Results of their own: the other tests look at the deployment's latest."""
+    with tempfile.TemporaryDirectory(prefix="lh-burnin-") as name:
+        yield Path(name)
+
+
+def burn_in(deployment: Deployment, results: Path, run_id: str, **changes: Any) -> Outcome:
+    """One burn-in with the Scout-shaped toy model on the host of the embedded default."""
+    words: dict[str, Any] = {
+        "context_test_results_dir": str(results),
+        "report_results_dir": str(results),
+        "longhaul_run_id": run_id,
+        "burnin_ladder_tokens": [1000],
+        "burnin_output_tokens": 8,
+    }
+    return deployment.run("playbooks/burnin.yml", **(words | changes))
+
+
+@pytest.mark.engine
+def test_a_host_that_serves_is_refused_in_one_line(deployment: Deployment, results: Path) -> None:
+    starts = deployment.starts()
+    done = burn_in(deployment, results, "refused")
+    assert done.rc != 0
+    (said,) = done.messages
+    assert said.startswith("found: vllm 0.32.0 (default) at ")
+    assert "burnin_replace: true" in said
+    assert done.changed == 0
+    assert deployment.starts() == starts
+    assert not (results / "refused").exists()
+
+
+@pytest.mark.engine
+def test_with_replace_the_host_is_proven_and_given_back(deployment: Deployment, results: Path) -> None:
+    spec = load_spec(deployment.layout)
+    before = json.loads(deployment.layout.facts_file.read_text(encoding="utf-8"))
+    starts = deployment.starts()
+    done = burn_in(deployment, results, "proven", burnin_replace=True)
+    assert done.rc == 0, done.text[-4000:]
+    assert set(done.changes) <= {"Dummy | Make the model's folder", "Dummy | Copy configuration and tokenizer"}
+    run = load_run(results / "proven" / "localhost.json")
+    assert run.verdict is Verdict.PASS
+    assert run.model == "scout-mini"
+    assert run.burnin is not None
+    words = {c.name: c.verdict for c in run.burnin.checks}
+    assert {n for n, v in words.items() if v is None} == NEEDS_GPU
+    assert {words[n] for n in ("start", "ladder", "capacity")} == {Verdict.PASS}
+    assert run.capacity is not None
+    assert run.capacity.engine["kv_cache_tokens"] == run.capacity.predicted["kv_cache_tokens"]
+    for name in ("report.html", "junit.xml", "localhost/engine.log", "localhost/requests.jsonl"):
+        assert (results / "proven" / name).stat().st_size > 100
+    # What served before serves again, from its own spec, with its own verdict.
+    assert load_spec(deployment.layout) == spec
+    assert healthy(deployment.layout, spec)
+    assert deployment.starts() == starts + 1
+    after = json.loads(deployment.layout.facts_file.read_text(encoding="utf-8"))
+    assert after.pop("burnin")["verdict"] == "PASS"
+    assert after == before
+    assert not (deployment.home / "instances").exists() or not list((deployment.home / "instances").iterdir())
+    assert [p.name for p in (deployment.home / "supervisor/conf.d").glob("*.ini")] == ["default.ini"]
+    assert not list(deployment.layout.facts_dir.glob("*burnin*"))
+
+
+@pytest.mark.engine
+def test_an_engine_that_dies_fails_the_burnin_with_its_words_and_the_host_is_given_back(
+    deployment: Deployment, results: Path
+) -> None:
+    spec = load_spec(deployment.layout)
+    done = burn_in(deployment, results, "dead", burnin_replace=True, engine_extra_args=["--no-such-flag", "1"])
+    assert done.rc != 0
+    assert "burn-in FAIL" in done.messages[-1]
+    assert "--no-such-flag" in done.messages[-1]
+    assert "\n" not in done.messages[-1]
+    assert done.changes == [], "the second time there is nothing to install: a burn-in itself changes nothing"
+    run = load_run(results / "dead" / "localhost.json")
+    assert (run.verdict, run.points, run.complete) == (Verdict.FAIL, (), False)
+    assert "--no-such-flag" in (results / "dead" / "report.md").read_text(encoding="utf-8")
+    assert load_spec(deployment.layout) == spec
+    assert healthy(deployment.layout, spec)
+    assert Supervisor(deployment.layout).state().alive
+
+
+def test_check_mode_on_a_clean_host_makes_nothing() -> None:
+    with tempfile.TemporaryDirectory(prefix="lh-clean-") as name:
+        results = dict.fromkeys(("context_test_results_dir", "report_results_dir"), f"{name}/results")
+        done = run_playbook(
+            "playbooks/burnin.yml",
+            {"longhaul_home": f"{name}/home", "engine_port": free_port(), **results},
+            cmdline="--check",
+        )
+        assert done.rc == 0, done.text[-4000:]
+        assert list(Path(name).iterdir()) == []
+        assert "Process | Install the engine's environment" in done.changes
+        assert not [t for t, _, _ in done.tasks if "Start the engine" in t]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"burnin_limits": {"least_mfu": "fast"}}, ["burn-in limit least_mfu 'fast'", "a number"]),
+        ({"burnin_limits": {"speed": 1}}, ["burn-in limit 'speed'", "least_mfu"]),
+        ({"burnin_instance": "default"}, ["burnin_instance 'default'", "a name of its own"]),
+    ],
+)
+def test_wrong_input_is_one_line_before_anything_changes(tmp_path: Path, change: dict[str, Any], words: list[str]) -> None:
+    done = run_playbook("playbooks/burnin.yml", {"longhaul_home": str(tmp_path / "home"), **change})
+    assert done.rc != 0
+    (said,) = done.messages
+    assert "\n" not in said
+    assert [w for w in words if w not in said] == []
+    assert not (tmp_path / "home").exists()

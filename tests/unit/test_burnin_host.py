@@ -1,0 +1,234 @@
+"""A burn-in's hands on the host: nobody who serves is touched by accident, and what was stopped comes back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from longhaul import burnin_host
+from longhaul.burnin import Limits
+from longhaul.burnin_host import (
+    all_reduce,
+    begin,
+    check_instance,
+    conclude,
+    end,
+    endpoints,
+    evidence,
+    parse_all_reduce,
+    refuse_if_serving,
+    serving,
+    state_file,
+)
+from longhaul.errors import UserError
+from longhaul.hardware import GIB, DetectedGpu
+from longhaul.layout import Layout
+from longhaul.results import RunResult, Verdict, dump_run, load_run
+from longhaul.supervisor import ProgramState
+
+
+@dataclass
+class Machine:
+    """supervisord as far as the burn-in sees it: which instances run, and what was done."""
+
+    up: bool = True
+    running: set[str] = field(default_factory=set)
+    programs: set[str] = field(default_factory=set)
+    done: list[str] = field(default_factory=list)
+    machine_gpus: tuple[DetectedGpu, ...] = ()
+
+
+class FakeSupervisor:
+    machine = Machine()
+
+    def __init__(self, where: Layout) -> None:
+        self.where = where
+
+    def running(self) -> bool:
+        return self.machine.up
+
+    def state(self) -> ProgramState:
+        return ProgramState("RUNNING" if self.where.instance in self.machine.running else "STOPPED", pid=1)
+
+    def stop(self, timeout_s: float) -> bool:
+        there = self.where.instance in self.machine.running
+        self.machine.running.discard(self.where.instance)
+        if there:
+            self.machine.done.append(f"stop {self.where.instance}")
+        return there
+
+    def ensure_running(self) -> bool:
+        self.machine.up = True
+        # What supervisord does with autostart.
+        self.machine.running |= self.machine.programs
+        return True
+
+    def shutdown(self) -> bool:
+        self.machine.up = False
+        self.machine.done.append("shutdown")
+        return True
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    """A machine without GPU and without nvidia-smi, whose supervisord is made up."""
+    made = Machine()
+    monkeypatch.setattr(FakeSupervisor, "machine", made)
+    monkeypatch.setattr(burnin_host, "Supervisor", FakeSupervisor)
+    monkeypatch.setattr(burnin_host, "detect_gpus", lambda: made.machine_gpus)
+    monkeypatch.setattr(burnin_host, "state_of", lambda where, spec: FakeSupervisor(where).state())
+    monkeypatch.setenv("PATH", str(tmp_path / "no-tools"))
+    return made
+
+
+def deploy(home: Path, instance: str) -> Layout:
+    where = Layout(home, instance)
+    where.current_spec.parent.mkdir(parents=True)
+    spec: dict[str, Any] = {
+        "schema": "longhaul.spec/1",
+        "spec_id": "0123456789ab",
+        "engine": "vllm",
+        "version": "0.12.0",
+        "runtime": "process",
+        "url": "http://127.0.0.1:8000",
+        "argv": ["python"],
+        "settings": {"device": "cuda", "served_model_name": "scout", "context_tokens": 8192},
+    }
+    where.current_spec.write_text(json.dumps(spec), encoding="utf-8")
+    (where.supervisor / "conf.d").mkdir(parents=True, exist_ok=True)
+    (where.supervisor / "conf.d" / f"{instance}.ini").touch()
+    return where
+
+
+def test_a_host_that_serves_is_refused_and_untouched(machine: Machine, tmp_path: Path) -> None:
+    deploy(tmp_path, "default")
+    deploy(tmp_path, "two")
+    machine.running = {"two"}
+    burnin = Layout(tmp_path, "burnin")
+    others = serving(burnin)
+    assert [o.instance for o in others] == ["two"]
+    with pytest.raises(UserError) as caught:
+        refuse_if_serving(others, replace=False)
+    assert "vllm 0.12.0 (two) at http://127.0.0.1:8000 runs on this host" in str(caught.value)
+    assert "burnin_replace" in str(caught.value)
+    with pytest.raises(UserError):
+        begin(burnin, "r", replace=False, stop_timeout_s=1)
+    assert machine.done == []
+    assert machine.running == {"two"}
+
+
+def test_what_was_stopped_is_named_at_the_end_and_what_was_not_is_not(machine: Machine, tmp_path: Path) -> None:
+    deploy(tmp_path, "default")
+    deploy(tmp_path, "two")
+    machine.running = {"default"}
+    burnin = Layout(tmp_path, "burnin")
+    assert begin(burnin, "r", replace=True, stop_timeout_s=1) == {"paused": ["default"], "sampling": False}
+    assert machine.done == ["stop default"]
+    assert end(burnin, "r") == ["default"]
+    assert not burnin.state.exists()
+    assert [w.instance for w in endpoints(tmp_path, "burnin")] == ["default", "two"]
+    assert machine.up
+
+
+def test_a_controller_that_was_killed_in_the_middle_loses_nothing(machine: Machine, tmp_path: Path) -> None:
+    deploy(tmp_path, "default")
+    machine.running = {"default"}
+    burnin = Layout(tmp_path, "burnin")
+    begin(burnin, "first", replace=True, stop_timeout_s=1)
+    deploy(tmp_path, "burnin")
+    machine.running = {"burnin"}
+    # Nothing serves now but what the first run left; the second ends it, and still knows what ran before.
+    check_instance(burnin, "default")
+    begin(burnin, "second", replace=False, stop_timeout_s=1)
+    assert machine.done == ["stop default", "stop burnin"]
+    assert end(burnin, "second") == ["default"]
+
+
+def test_a_supervisord_begun_for_the_burnin_starts_nobody_else(machine: Machine, tmp_path: Path) -> None:
+    """A fresh one starts every program by itself; a stopped deployment must stay stopped."""
+    deploy(tmp_path, "default")
+    machine.up, machine.programs = False, {"default"}
+    burnin = Layout(tmp_path, "burnin")
+    assert begin(burnin, "r", replace=False, stop_timeout_s=1)["paused"] == []
+    assert machine.running == set()
+    assert end(burnin, "r") == []
+    assert machine.done[-1] == "shutdown"
+
+
+def test_gpus_that_somebody_else_fills_are_named(machine: Machine, tmp_path: Path) -> None:
+    machine.machine_gpus = (
+        DetectedGpu(0, "NVIDIA H200", 141 * GIB, 1 * GIB, None),
+        DetectedGpu(1, "NVIDIA H200", 141 * GIB, 60 * GIB, None),
+    )
+    burnin = Layout(tmp_path, "burnin")
+    with pytest.raises(UserError, match=r"GPU 1 60\.0 GiB"):
+        begin(burnin, "r", replace=True, stop_timeout_s=1)
+    assert begin(burnin, "r", replace=True, stop_timeout_s=1, gpus=[0])["paused"] == []
+    assert begin(burnin, "r", replace=True, stop_timeout_s=1, on_gpu=False)["paused"] == []
+
+
+@pytest.mark.parametrize("instance", ["default", "prod", "theirs"])
+def test_a_deployments_name_is_refused_for_the_burnin(machine: Machine, tmp_path: Path, instance: str) -> None:
+    where = deploy(tmp_path, instance) if instance == "theirs" else Layout(tmp_path, instance)
+    with pytest.raises(UserError, match="burnin_instance"):
+        check_instance(where, "prod")
+
+
+def test_the_result_outlives_the_burnin_with_evidence_and_facts(machine: Machine, tmp_path: Path) -> None:
+    burnin = Layout(tmp_path, "burnin")
+    begin(burnin, "r", replace=False, stop_timeout_s=1)
+    deploy(tmp_path, "burnin")
+    burnin.log.parent.mkdir()
+    burnin.log.write_text("engine says hello\n", encoding="utf-8")
+    (burnin.results / "r").mkdir(parents=True)
+    run = RunResult("r", "h", "http://h", "vllm", "1", "m", 0.0, 1.0, Verdict.PASS, (), ())
+    (burnin.results / "r" / "run.json").write_text(dump_run(run), encoding="utf-8")
+    (burnin.results / "r" / "requests.jsonl").write_text("{}\n", encoding="utf-8")
+    host = Layout(tmp_path)
+    host.facts_dir.mkdir()
+    host.facts_file.write_text(json.dumps({"verdict": {"verdict": "PASS"}}), encoding="utf-8")
+    judged, facts = conclude(burnin, "default", "r", host="h", limits=Limits(), allreduce={"skipped": "one GPU"})
+    # A GPU endpoint of which nothing was seen is not proven.
+    assert judged.verdict is Verdict.INCONCLUSIVE
+    end(burnin, "r")
+    folder = evidence(burnin, "r")
+    assert not burnin.state.exists()
+    assert {p.name for p in folder.iterdir()} == {"run.json", "requests.jsonl", "engine.log", "gpu.csv"}
+    assert load_run(folder / "run.json") == judged
+    assert "hello" in (folder / "engine.log").read_text(encoding="utf-8")
+    assert facts["verdict"] == {"verdict": "PASS"}, "the deployment's own verdict stays"
+    assert json.loads(host.facts_file.read_text(encoding="utf-8"))["burnin"]["run_id"] == "r"
+
+
+def test_an_end_before_any_result_is_a_result_too(machine: Machine, tmp_path: Path) -> None:
+    burnin = Layout(tmp_path, "burnin")
+    judged, facts = conclude(burnin, "default", "r", host="h", limits=Limits(), allreduce=None, failure="port 8000\n is held")
+    assert judged.verdict is Verdict.FAIL
+    assert not judged.complete
+    assert facts["burnin"]["verdict"] == "FAIL"
+    assert facts["burnin"]["reasons"][0].startswith("engine: port 8000 is held")
+    assert state_file(burnin).exists() is False
+
+
+def test_the_all_reduce_gets_the_callers_environment_and_says_why_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_NVLS_ENABLE", "0")
+    script = (
+        "import json, os, sys\n"
+        "print('noise')\n"
+        "print(json.dumps({'gpus': int(sys.argv[2]), 'bus_gb_per_s': 1.0, 'nvls': os.environ['NCCL_NVLS_ENABLE'],"
+        " 'more': os.environ['MORE']}))\n"
+    )
+    kwargs: dict[str, Any] = {"gpus": 2, "mib": 1, "device": "cuda", "env": {"MORE": "x"}, "timeout_s": 60}
+    found = all_reduce(sys.executable, script, **kwargs)
+    assert found == {"gpus": 2, "bus_gb_per_s": 1.0, "nvls": "0", "more": "x"}
+    assert all_reduce(sys.executable, "raise RuntimeError('NCCL error: x')", **kwargs) == {"error": "RuntimeError: NCCL error: x"}
+    late = all_reduce(sys.executable, "import time; time.sleep(60)", **(kwargs | {"timeout_s": 0.5}))
+    assert "within" in late["error"]
+    assert all_reduce(sys.executable, script, **(kwargs | {"gpus": 1})) == {"skipped": "one GPU"}
+    for nowhere in ("", "python3-of-an-image"):
+        assert "docker" in all_reduce(nowhere, script, **kwargs)["skipped"]
+    assert parse_all_reduce(137, "") == {"error": "exit code 137"}
