@@ -624,11 +624,16 @@ def _steps(sizing: Sizing, pool: Pool, margin: int, exact: bool) -> list[Step]:
             f"{model.rope_positions:,} positions x {model.rope_dim} x {4 if s.engine == 'sglang' else 2} B",
         ),
     ]
+    if sizing.load_slack_bytes:
+        how = "blocks of bf16 originals that no fp8 tensor fills (PyTorch's allocator, max_split_size 20 MiB)"
+        steps.append(Step("slack of the load", f"{sizing.load_slack_bytes / GIB:.2f} GiB", how))
     if exact:
         how = f"given: {s.available_kv_gib} GiB"
         steps.append(Step("KV memory a GPU", f"{pool.available_bytes / GIB:.2f} GiB", how))
     else:
-        how = f"{sizing.gpu.usable_bytes / GIB:.2f} GiB usable x share - weights - rotary table - run-time overhead (estimated)"
+        slack = " - slack" if sizing.load_slack_bytes else ""
+        usable = f"{sizing.gpu.usable_bytes / GIB:.2f} GiB usable"
+        how = f"{usable} x share - weights - rotary table{slack} - run-time overhead (estimated)"
         steps.append(Step("KV memory a GPU", f"{pool.available_bytes / GIB:.2f} GiB +- {margin / GIB:.1f}", how, exact=False))
     cell = sizing.layer_token_bytes
     if model.mla:

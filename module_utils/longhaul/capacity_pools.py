@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .architecture import AttentionKind, ModelArchitecture
+from .capacity_load import fp8_load_slack_bytes
 from .capacity_rules import SGLANG_SPLIT_ARCHITECTURES, Release, SglangRules, VllmRules, sglang_rules, vllm_rules
 from .errors import UserError
 from .hardware import GIB, Gpu
@@ -271,6 +272,11 @@ class Sizing:
     hybrid: Literal["on", "off", "uniform"]
     groups: tuple[KvGroup, ...] = ()
 
+    @property
+    def load_slack_bytes(self) -> int:
+        """Bytes of a GPU that loading the weights leaves unusable beside them."""
+        return 0
+
     # What each engine answers.
     def available(self) -> tuple[int, int, int]:
         """(low, best, high) bytes for KV on one GPU."""
@@ -324,7 +330,7 @@ class Sizing:
     def _estimate(self, utilization: float) -> tuple[int, int, int]:
         overhead, margin = _runtime_overhead_bytes(self.model, self.gpu, self.settings, self.batched)
         weights = max(x.weights_bytes for x in self.stages)
-        best = int(self.gpu.usable_bytes * utilization) - weights - self.rope - overhead
+        best = int(self.gpu.usable_bytes * utilization) - weights - self.rope - self.load_slack_bytes - overhead
         return best - margin, best, best + margin
 
     def _given(self) -> tuple[int, int, int] | None:
@@ -363,6 +369,14 @@ class VllmSizing(Sizing):
     def request_blocks(self, tokens: int) -> int:
         """Blocks of one request over all groups."""
         return sum(self.group_blocks(g, tokens) for g in self.groups)
+
+    @functools.cached_property
+    def load_slack_bytes(self) -> int:
+        on_load = normal_dtype(self.settings.weights_dtype) == "fp8" and self.model.quantization is None
+        if not (on_load and self.rules.unsplit_load) or self.gpu.vendor == "cpu":
+            return 0
+        tp = self.settings.tensor_parallel
+        return max(fp8_load_slack_bytes(self.model, tp, stage.first, stage.end) for stage in self.stages)
 
     def available(self) -> tuple[int, int, int]:
         given = self._given()

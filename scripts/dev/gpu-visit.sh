@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Measure Longhaul on a bare GPU host without network, in stages that each end by themselves:
-#   gpu-visit.sh receive DIR      take pieces, manifest and the tree (tree.tar.gz) that came in DIR
-#   gpu-visit.sh install          join the bundle, make the controller, install by the playbook
+#   gpu-visit.sh receive DIR [NAME]  take pieces and manifest of the bundle NAME (vllm), and the tree (tree.tar.gz), from DIR
+#   gpu-visit.sh install          join the bundle vllm, make the controller, install by the playbook
+#   gpu-visit.sh add NAME ...     join one more bundle and install its engine with these words for the playbook
 #   gpu-visit.sh measure          every configuration of VISIT_PLAN, one after another
 #   gpu-visit.sh all              install and measure, as a daemon; its log is $VISIT_HOME/visit.log
 #   gpu-visit.sh collect DIR      copy results, logs and timings to DIR, packed
@@ -10,7 +11,7 @@ set -uo pipefail
 home=${VISIT_HOME:-/var/tmp/longhaul-visit}
 tree=${VISIT_TREE:-$home/tree}
 self=$(readlink -f "$0")
-mkdir -p "$home/bundle/pieces" "$home/out"
+mkdir -p "$home/wheels" "$home/out"
 
 note() { printf '%s %s\n' "$(date -u +%H:%M:%S)" "$*" | tee -a "$home/out/timeline.txt"; }
 
@@ -29,16 +30,24 @@ step() {
 }
 
 receive() {
-  cp "$1"/piece-* "$home/bundle/pieces/" 2>/dev/null
-  for name in manifest.json join.sh SHA256SUMS; do [ -f "$1/$name" ] && cp "$1/$name" "$home/bundle/"; done
+  local bundle=$home/bundles/${2:-vllm}
+  mkdir -p "$bundle/pieces"
+  mv "$1"/piece-* "$bundle/pieces/" 2>/dev/null
+  for name in manifest.json join.sh SHA256SUMS; do [ -f "$1/$name" ] && cp "$1/$name" "$bundle/"; done
   if [ -f "$1/tree.tar.gz" ]; then rm -rf "$tree" && mkdir -p "$tree" && tar -xzf "$1/tree.tar.gz" -C "$tree"; fi
-  ls "$home/bundle/pieces" | tr '\n' ' '
+  # Debian packages of shared libraries that a bare image lacks.
+  for deb in "$1"/*.deb; do [ -f "$deb" ] && dpkg -x "$deb" / && ldconfig; done
+  ls "$bundle/pieces" | tr '\n' ' '
+}
+
+# Every bundle's wheels end in one folder, which is the wheelhouse of all plays.
+join() {
+  sh "$home/bundles/$1/join.sh" && cp -lf "$home/bundles/$1/wheels/"*.whl "$home/wheels/"
 }
 
 controller() {
-  local wheels=$home/bundle/wheels
   python3 -m venv --without-pip "$home/controller" &&
-    "$home/controller/bin/python" "$(ls -d "$wheels"/pip-*.whl)/pip" install --quiet --no-index --find-links "$wheels" \
+    "$home/controller/bin/python" "$(ls -d "$home/wheels"/pip-*.whl)/pip" install --quiet --no-index --find-links "$home/wheels" \
       --no-deps --requirement "$tree/roles/engine/files/locks/controller.lock"
 }
 
@@ -47,7 +56,7 @@ play() {
   shift
   local words=(-i "${VISIT_INVENTORY:-inventory/gpu-run}" -e "longhaul_home=$home/home" -e "context_test_results_dir=$home/results"
     -e "report_results_dir=$home/results")
-  [ -d "$home/bundle/wheels" ] && words+=(-e "longhaul_wheelhouse=$home/bundle/wheels")
+  [ -z "${VISIT_CPU:-}" ] && words+=(-e "longhaul_wheelhouse=$home/wheels")
   [ -n "${VISIT_CPU:-}" ] && words+=(-e "@$tree/scripts/dev/gpu-visit-cpu.json")
   (cd "$tree" && ANSIBLE_FORCE_COLOR=0 ANSIBLE_LOCALHOST_WARNING=0 LC_ALL=C.UTF-8 \
     "${VISIT_ANSIBLE:-$home/controller/bin}/ansible-playbook" "$book" "${words[@]}" "$@")
@@ -75,9 +84,16 @@ watch_gpu() {
 
 install() {
   record_host
-  step join sh "$home/bundle/join.sh" || return 1
+  step join join vllm || return 1
   step controller controller || return 1
   step provision play playbooks/provision.yml || return 1
+}
+
+# One more engine, beside a measurement or before it.
+add() {
+  local name=$1
+  shift
+  step "join-$name" join "$name" && step "provision-$name" play playbooks/provision.yml "$@"
 }
 
 # configure NAME DEPLOY|VALIDATE words...: one configuration through the front door, under its own run id.
@@ -88,13 +104,26 @@ deploy() {
   keep_log "$name"
 }
 
+burnin() {
+  local name=$1
+  shift
+  step "burnin-$name" play playbooks/burnin.yml -e "longhaul_run_id=$name" "$@"
+  keep_log "$name"
+}
+
 validate() {
   local name=$1
   shift
   step "validate-$name" play playbooks/validate.yml -e "longhaul_run_id=$name" "$@"
 }
 
-keep_log() { cp "$home/home/logs/"*.log "$home/out/engine-$1.log" 2>/dev/null; true; }
+keep_log() { cat "$home/home/logs/"*.log >"$home/out/engine-$1.log" 2>/dev/null; true; }
+
+# Stop, and forget what was deployed: a configuration that fails is then not followed by a return to the one before it.
+forget() {
+  step "stop-before-${1:-next}" play playbooks/stop.yml
+  rm -rf "$home/home/spec"
+}
 
 restart() {
   step "stop-$1" play playbooks/stop.yml
@@ -122,7 +151,8 @@ collect() {
 }
 
 case ${1:-} in
-  receive) receive "$2" ;;
+  receive) receive "$2" "${3:-}" ;;
+  add) shift && add "$@" ;;
   install) install ;;
   measure) measure ;;
   all) setsid bash "$self" both >"$home/visit.log" 2>&1 </dev/null & ;;

@@ -1,0 +1,55 @@
+"""What an allocator keeps when weights are quantized on load: the engine's printed figures, and what must always hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from longhaul.architecture import load_architecture
+from longhaul.capacity import PlanSettings, plan_capacity
+from longhaul.capacity_load import fp8_load_slack_bytes
+from longhaul.capacity_pools import stages_of
+from longhaul.capacity_rules import Release
+from longhaul.hardware import GIB, get_gpu
+
+SCOUT = load_architecture(Path(__file__).parent / "configs" / "llama-4-scout.json")
+H200 = get_gpu("h200")
+
+
+def settings(release: str, tp: int, weights: str = "fp8") -> PlanSettings:
+    return PlanSettings("vllm", Release.parse(release), 262_144, tensor_parallel=tp, weights_dtype=weights, text_only=True)
+
+
+# "Model loading took N GiB memory", vLLM 0.25.1, fp8 on load, one H200 and two.
+@pytest.mark.parametrize(("tp", "printed_gib"), [(1, 105.58), (2, 53.71)])
+def test_weights_and_slack_are_what_the_engine_printed(tp: int, printed_gib: float) -> None:
+    rotary = SCOUT.rope_positions * SCOUT.rope_dim * 2
+    weights = max(x.weights_bytes for x in stages_of(SCOUT, settings("0.25.1", tp)))
+    total = weights + rotary + fp8_load_slack_bytes(SCOUT, tp, 0, len(SCOUT.layers))
+    assert total / GIB == pytest.approx(printed_gib, abs=0.04)
+
+
+# "Available KV cache memory: N GiB" of the same starts, at shares of 0.92.
+@pytest.mark.parametrize(("tp", "printed_gib"), [(1, 19.06), (2, 71.58)])
+def test_the_memory_for_kv_is_within_two_percent_before_the_start(tp: int, printed_gib: float) -> None:
+    plan = plan_capacity(SCOUT, H200, settings("0.25.1", tp))
+    assert plan.available_kv_bytes / GIB == pytest.approx(printed_gib, rel=0.02)
+
+
+def test_only_weights_quantized_on_load_by_releases_that_never_split_pay_it() -> None:
+    def of(release: str, weights: str) -> bool:
+        plan = plan_capacity(SCOUT, H200, settings(release, 8, weights))
+        return any(step.label == "slack of the load" for step in plan.steps)
+
+    assert of("0.25.1", "fp8")
+    assert not of("0.20.2", "fp8")
+    assert not of("0.25.1", "bf16")
+
+
+@given(st.sampled_from([1, 2, 4, 8]), st.integers(0, 47), st.integers(1, 48))
+def test_slack_is_less_than_20_mib_a_tensor(tp: int, first: int, count: int) -> None:
+    end = min(first + count, 48)
+    slack = fp8_load_slack_bytes(SCOUT, tp, first, end)
+    assert 0 <= slack < (end - first) * 6 * 20 * 1024**2
