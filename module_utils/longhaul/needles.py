@@ -12,14 +12,15 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from .errors import UserError
-from .results import NeedleAnswer, NeedleCell
+from .results import AskedNeedle, NeedleAnswer, NeedleCell
 
 NeedleKind = Literal["single", "multi", "multi_hop"]
 KINDS: tuple[NeedleKind, ...] = get_args(NeedleKind)
+SHOWN_CHARS = 600  # of an answer, in the result and its report
 DEFAULT_DEPTHS: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 _TOWNS = (
@@ -170,8 +171,15 @@ def _position(answer: str, digits: str) -> int | None:
 
 def answers(plan_or_needles: NeedlePlan | Iterable[Needle], answer: str) -> tuple[NeedleAnswer, ...]:
     """One :class:`~.results.NeedleAnswer` for each needle, the raw answer kept."""
+    question = plan_or_needles.question if isinstance(plan_or_needles, NeedlePlan) else None
     needles = plan_or_needles.needles if isinstance(plan_or_needles, NeedlePlan) else plan_or_needles
-    return tuple(NeedleAnswer(n.kind, n.depth, n.expected, judge(answer, n), answer) for n in needles)
+    return tuple(NeedleAnswer(n.kind, n.depth, n.expected, judge(answer, n), answer, question, n.subject) for n in needles)
+
+
+def shown(point_id: str, input_tokens: int, told: NeedleAnswer) -> AskedNeedle:
+    """A needle for the report: its answer, cut to ``SHOWN_CHARS`` characters."""
+    cut = told.answer if len(told.answer) <= SHOWN_CHARS else told.answer[:SHOWN_CHARS] + "\N{HORIZONTAL ELLIPSIS}"
+    return AskedNeedle(point_id, input_tokens, replace(told, answer=cut))
 
 
 @dataclass(frozen=True)

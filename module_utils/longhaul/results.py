@@ -53,13 +53,18 @@ class RequestStatus(str, Enum):
 
 @dataclass(frozen=True)
 class NeedleAnswer:
-    """One planted fact: where (``depth`` 0..1), what was expected, whether the answer held it."""
+    """One planted fact: where (``depth`` 0..1), what was expected, whether the answer held it.
+
+    ``question`` as it was asked (one question may ask for several facts), ``subject``: whose code is ``expected``.
+    """
 
     kind: str
     depth: float
     expected: str
     found: bool
     answer: str
+    question: str | None = None
+    subject: str | None = None
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,15 @@ class NeedleCell:
 
 
 @dataclass(frozen=True)
+class AskedNeedle:
+    """One needle as asked and answered, for the report; long answers are cut here and whole in ``requests.jsonl``."""
+
+    point_id: str
+    input_tokens: int
+    told: NeedleAnswer
+
+
+@dataclass(frozen=True)
 class CapacityFacts:
     """Prediction beside the engine's own figure. ``drift`` = engine / predicted - 1; ``exact``: no estimated part."""
 
@@ -297,6 +311,7 @@ class RunResult:
     schema: str = SCHEMA_NAME
     schema_version: int = SCHEMA_VERSION
     burnin: BurninFacts | None = None
+    needle_answers: tuple[AskedNeedle, ...] = ()
 
 
 T = TypeVar("T")

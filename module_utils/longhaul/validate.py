@@ -46,7 +46,9 @@ from .hardware import Gpu
 from .load import Job, LagMonitor, RecordWriter, run_burst
 from .needles import KINDS, NeedleKind, NeedlePlan, aggregate, answers, plan_needles
 from .needles import recall as needle_recall
+from .needles import shown as shown_needle
 from .results import (
+    AskedNeedle,
     CapacityFacts,
     Counters,
     KvSample,
@@ -269,6 +271,7 @@ class _Run:
         self.factory: PromptFactory | None = None
         self.points: list[PointResult] = []
         self.cells: list[tuple[int, tuple[Any, ...]]] = []
+        self.asked: list[AskedNeedle] = []
         self.run_reasons: list[Reason] = []
         self.lag = LagMonitor()
         self.writer: RecordWriter | None = None
@@ -846,6 +849,7 @@ class _Run:
         for record in timed:
             if record.needles:
                 self.cells.append((record.input_tokens, record.needles))
+                self.asked += [shown_needle(point.id, record.input_tokens, told) for told in record.needles]
         return result
 
     def _learn(self, point: Point, records: Sequence[RequestRecord]) -> None:
@@ -1056,6 +1060,7 @@ class _Run:
             needle_note=note,
             mode=config.mode,
             complete=complete,
+            needle_answers=tuple(self.asked),
         )
 
     def _settings(self) -> dict[str, Any]:

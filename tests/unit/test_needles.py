@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from longhaul.errors import UserError
-from longhaul.needles import KINDS, Needle, aggregate, answers, judge, plan_grid, plan_needles, recall, recall_by_length
+from longhaul.needles import (
+    KINDS,
+    SHOWN_CHARS,
+    Needle,
+    aggregate,
+    answers,
+    judge,
+    plan_grid,
+    plan_needles,
+    recall,
+    recall_by_length,
+    shown,
+)
 from longhaul.results import NeedleAnswer, NeedleCell
 
 ONE = Needle("single", 0.5, "Arvena", "48213")
@@ -140,8 +152,8 @@ def test_answers_are_kept_and_counted() -> None:
     first, second = plan.needles
     judged = answers(plan, f"{first.expected} and nothing else")
     assert judged == (
-        NeedleAnswer("multi", 0.0, first.expected, True, f"{first.expected} and nothing else"),
-        NeedleAnswer("multi", 1.0, second.expected, False, f"{first.expected} and nothing else"),
+        NeedleAnswer("multi", 0.0, first.expected, True, f"{first.expected} and nothing else", plan.question, first.subject),
+        NeedleAnswer("multi", 1.0, second.expected, False, f"{first.expected} and nothing else", plan.question, second.subject),
     )
     cells = aggregate([(800, judged), (800, answers(plan, f"{first.expected} {second.expected}")), (2400, answers(plan, ""))])
     assert cells == (
@@ -157,3 +169,12 @@ def test_answers_are_kept_and_counted() -> None:
 def test_nothing_asked_is_not_full_recall() -> None:
     assert recall([]) is None
     assert aggregate([]) == ()
+
+
+def test_a_long_answer_is_cut_for_the_report_only() -> None:
+    plan = plan_needles("single", [0.5], seed=1, key="k")
+    told = answers(plan, "x" * 5000)[0]
+    cut = shown("p", 800, told)
+    assert len(told.answer) == 5000
+    assert len(cut.told.answer) == SHOWN_CHARS + 1
+    assert (cut.point_id, cut.input_tokens, cut.told.question) == ("p", 800, plan.question)

@@ -382,6 +382,9 @@ def test_needles_are_asked_for_in_the_timed_request(tmp_path: Path, run: Callabl
     assert wrong.needle_recall == 0.0
     kept = read_records(tmp_path / "wrong" / "requests.jsonl")[0].needles
     assert kept[0].expected != kept[0].answer.split(",")[0].strip(), "the raw answer is kept"
+    told = [asked.told for asked in wrong.needle_answers]
+    assert len(told) == sum(cell.asked for cell in wrong.needles), "every answer is in the result too, for its report"
+    assert all(t.subject is not None and t.subject in (t.question or "") and t.answer and not t.found for t in told)
 
 
 def test_needles_do_not_apply_to_random_weights(tmp_path: Path, run: Callable[..., RunResult]) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..results import SEVERITY, NeedleCell, PointResult, Reason, RunResult, Stats, Verdict
+from ..results import SEVERITY, NeedleAnswer, NeedleCell, PointResult, Reason, RunResult, Stats, Verdict
 from . import svg
 from .capacity import capacity_rows, signed_percent, sums
 from .figures import (
@@ -172,7 +172,16 @@ def _overlay(
 
 
 def _host(run: RunResult, place: int, *, alone: bool, fold: bool) -> str:
-    inner = [_banner(run), _flags(run), _tiles(run), _plots(run), _points(run), _evidence(run), _capacity(run), _settings(run)]
+    inner = [
+        _banner(run),
+        _flags(run),
+        _tiles(run),
+        _plots(run, place),
+        _points(run),
+        _evidence(run),
+        _capacity(run),
+        _settings(run),
+    ]
     body = "".join(inner)
     names = f"{engine_name(run)} \N{MIDDLE DOT} {one_line(run.model)} \N{MIDDLE DOT} "
     sub = f'<p class="sub">{esc(names)}<span class="mono">{esc(one_line(run.url))}</span></p>'
@@ -351,7 +360,7 @@ def _figure(title: str, note: str, drawing: str, series: Sequence[Series] = (), 
     return f'<figure class="{kind}">{caption}{keys}{drawing}</figure>'
 
 
-def _plots(run: RunResult) -> str:
+def _plots(run: RunResult, place: int) -> str:
     points = _lowest(run)
     least = points[0].concurrency if points else 1
     load = "one request at a time" if least == 1 else f"{least} requests at once"
@@ -384,7 +393,7 @@ def _plots(run: RunResult) -> str:
     drawing = svg.plot(decode, describe="Decode latency against input length", x_title="Input tokens", y_text=_axis_seconds)
     out.append(_figure("Decode latency against input length", f"time per output token, {load}", drawing, decode))
 
-    out += _needles(run.needles, run)
+    out += _needles(run.needles, run, place)
     out.append(_queueing(run))
     out.append(_load(run))
     drawn = [d for d in out if d]
@@ -430,9 +439,9 @@ def _series(
     return out
 
 
-def _needles(cells: Sequence[NeedleCell], run: RunResult) -> list[str]:
+def _needles(cells: Sequence[NeedleCell], run: RunResult, place: int) -> list[str]:
     out = []
-    for kind in dict.fromkeys(c.kind for c in cells):
+    for order, kind in enumerate(dict.fromkeys(c.kind for c in cells)):
         mine = [c for c in cells if c.kind == kind and finite(c.depth) is not None]
         lengths = sorted({c.input_tokens for c in mine})
         depths = sorted({c.depth for c in mine})
@@ -440,17 +449,56 @@ def _needles(cells: Sequence[NeedleCell], run: RunResult) -> list[str]:
         for cell in mine:
             found, asked = grid.get((cell.input_tokens, cell.depth), (0, 0))
             grid[cell.input_tokens, cell.depth] = (found + cell.found, asked + cell.asked)
+        told = _told(run, kind)
+        names = {key: f"n{place}-{order}-{i}" for i, key in enumerate((n, d) for n in lengths for d in depths) if key in told}
         drawing = svg.heat_map(
             [short_count(n) for n in lengths],
             [percent(d) for d in depths],
             [[grid.get((n, d)) for d in depths] for n in lengths],
             f"Needles found by input length and depth, {one_line(kind)}",
+            [[names.get((n, d)) for d in depths] for n in lengths],
         )
+        if names:
+            drawing += _answers(told, names)
         note = "found / asked; rows: input tokens"
         if run.verdict is Verdict.INVALID:
             note += ". The run is INVALID: no result"
         out.append(_figure(f"Needle recall: {one_line(kind)}", note, drawing if mine else ""))
     return out
+
+
+def _told(run: RunResult, kind: str) -> dict[tuple[int, float], list[NeedleAnswer]]:
+    out: dict[tuple[int, float], list[NeedleAnswer]] = {}
+    for asked in run.needle_answers:
+        if asked.told.kind == kind:
+            out.setdefault((asked.input_tokens, asked.told.depth), []).append(asked.told)
+    return out
+
+
+def _answers(told: Mapping[tuple[int, float], Sequence[NeedleAnswer]], names: Mapping[tuple[int, float], str]) -> str:
+    """Every cell with what was asked, expected and got, word for word; folded."""
+    cells = ""
+    right = total = 0
+    for (tokens, depth), name in names.items():
+        answers = told[tokens, depth]
+        found = sum(a.found for a in answers)
+        right, total = right + found, total + len(answers)
+        word = "PASS" if found == len(answers) else "FAIL"
+        inner = "".join(_answer(a) for a in answers)
+        cells += (
+            f'<details class="needle" id="{name}"><summary><span class="{verdict_class(word)} mark">{icon(word)}</span>'
+            f"<span>{esc(f'{tokens:,} tokens, depth {percent(depth)}')}</span> "
+            f'<span class="sub">{found} of {len(answers)} found</span></summary>{inner}</details>'
+        )
+    about = f"{right} of {total} hold what was planted; word for word"
+    return f'<details class="answers"><summary>Answers <span class="sub">{about}</span></summary>{cells}</details>'
+
+
+def _answer(answer: NeedleAnswer) -> str:
+    expected = answer.expected if answer.subject is None else f"{answer.expected} (of {one_line(answer.subject)})"
+    rows = [("Asked", answer.question, ""), ("Expected", expected, ""), ("Got", answer.answer.strip() or DASH, ' class="got"')]
+    inner = "".join(f"<div><dt>{name}</dt><dd{kind}>{esc(text)}</dd></div>" for name, text, kind in rows if text is not None)
+    return f'<dl class="told">{inner}</dl>'
 
 
 def _queueing(run: RunResult) -> str:

@@ -125,6 +125,23 @@ border-radius:3px}
 .flag b{color:var(--unsure)}
 details>summary{cursor:pointer;font-weight:650}details>summary .sub{font-weight:400}
 details[open]>summary{margin-bottom:10px}
+.answers{margin-top:12px;border-top:1px solid var(--rule);padding-top:10px}
+.needle{border-top:1px solid var(--rule);scroll-margin-top:12px}.answers>.needle:first-of-type{border-top:0}
+.needle>summary{display:flex;flex-wrap:wrap;gap:2px 8px;align-items:center;font-weight:500;font-size:13.5px;
+padding:6px 0;list-style:none}
+.needle>summary::-webkit-details-marker{display:none}
+.needle>summary:after{content:"\\25B8";margin-left:auto;color:var(--muted)}
+.needle[open]>summary:after{content:"\\25BE"}
+.needle[open]>summary{margin-bottom:2px}
+.needle:target{outline:2px solid var(--k0);outline-offset:3px;border-radius:4px}
+.needle .mark{color:var(--v);display:inline-flex}.needle .mark svg{width:15px;height:15px}
+.told{margin:0 0 10px;display:grid;gap:5px;font-size:13.5px}
+.told+.told{border-top:1px dashed var(--rule);padding-top:8px}
+.told div{display:grid;grid-template-columns:72px minmax(0,1fr);gap:10px}.told dt{color:var(--muted)}
+.told dd{margin:0;overflow-wrap:anywhere}
+.told .got{white-space:pre-wrap;background:var(--soft);border-radius:5px;padding:5px 8px;
+font:12.5px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;max-height:230px;overflow:auto}
+svg a{cursor:pointer}svg a:hover .cell0,svg a:focus-visible .cell0{stroke:var(--ink);stroke-width:1.5}
 .kv{display:grid;grid-template-columns:repeat(auto-fill,minmax(270px,1fr));gap:0 28px;margin:0}
 .kv div{display:flex;justify-content:space-between;gap:14px;padding:5px 0;border-bottom:1px solid var(--rule);
 font-size:13.5px}
@@ -137,6 +154,7 @@ footer{margin-top:36px;color:var(--muted);font-size:13px}
 h1{font-size:23px}h2{font-size:19px}
 .why li{grid-template-columns:minmax(0,1fr)}.banner{padding:14px 15px}
 .tiles{grid-template-columns:repeat(2,minmax(0,1fr))}.tile{padding:11px 13px}
+.told div{grid-template-columns:minmax(0,1fr);gap:0}
 .tile .n{font-size:19px}svg.plot text{font-size:17px}svg.plot .value{font-size:15.5px}
 svg.plot.small text{font-size:17px}.small4{grid-template-columns:repeat(auto-fill,minmax(138px,1fr))}
 .lone svg.plot{max-width:none}svg.heat .in{font-size:16px}
@@ -164,10 +182,12 @@ document.querySelectorAll('table.sortable th').forEach(function(th){
     }).forEach(function(p){body.appendChild(p[1]);});
   });
 });
-// A link to a folded host opens it.
+// A link to a folded host, or to a needle's answers, opens it and whatever it lies in.
 function unfold(){
-  var t=location.hash?document.getElementById(location.hash.slice(1)):null, d=t?t.querySelector('details'):null;
-  if(d){if(t.className.indexOf('fold')!==-1){d.open=true;t.scrollIntoView();}}
+  var t=location.hash?document.getElementById(location.hash.slice(1)):null; if(!t){return;}
+  var d=t.tagName==='DETAILS'?t:t.className.indexOf('fold')!==-1?t.querySelector('details'):null; if(!d){return;}
+  for(var p=d;p;p=p.parentElement){if(p.tagName==='DETAILS'){p.open=true;}}
+  t.scrollIntoView();
 }
 window.addEventListener('hashchange',unfold); unfold();
 """

@@ -220,9 +220,16 @@ def legend_mark(kind: str, index: int, computed: bool = False) -> str:
 
 
 def heat_map(
-    rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[tuple[int, int] | None]], describe: str
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Sequence[Sequence[tuple[int, int] | None]],
+    describe: str,
+    links: Sequence[Sequence[str | None]] = (),
 ) -> str:
-    """Found of asked for each (row, column); the figure stands in the cell, the tint follows the share found."""
+    """Found of asked for each (row, column); the figure stands in the cell, the tint follows the share found.
+
+    ``links``: for each cell the id of what it leads to, or ``None``.
+    """
     left, top = 66, 6
     cell_h = max(32, min(60, 250 // max(len(rows), 1)))
     width = max(WIDTH, left + 40 * len(columns))
@@ -241,11 +248,14 @@ def heat_map(
                 continue
             share = min(1.0, max(0.0, cell[0] / cell[1]))
             tone = "hi" if share > 0.6 else "zero" if cell[0] == 0 else "lo"
+            link = links[r][c] if links else None
+            opened, closed = (f'<a href="#{esc(link)}">', "</a>") if link else ("<g>", "</g>")
+            more = "; see the answer" if link else ""
             out.append(
-                f"<g><title>{esc(f'{name} tokens, depth {column}: {cell[0]} of {cell[1]} found')}</title>"
+                f"{opened}<title>{esc(f'{name} tokens, depth {column}: {cell[0]} of {cell[1]} found{more}')}</title>"
                 f'<rect class="cell0" {box}/><rect class="cell" fill-opacity="{share * 0.92:.2f}" {box}/>'
                 f'<text class="in {tone}" x="{_n(x + cell_w / 2)}" y="{_n(y + cell_h / 2)}" dy="0.35em" '
-                f'text-anchor="middle">{cell[0]}/{cell[1]}</text></g>'
+                f'text-anchor="middle">{cell[0]}/{cell[1]}</text>{closed}'
             )
     base = top + cell_h * len(rows)
     for c, column in enumerate(columns):

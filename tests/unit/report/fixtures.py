@@ -10,9 +10,11 @@ import random
 from collections.abc import Sequence
 
 from longhaul.results import (
+    AskedNeedle,
     CapacityFacts,
     Counters,
     KvSample,
+    NeedleAnswer,
     NeedleCell,
     Physics,
     PointResult,
@@ -148,6 +150,18 @@ def run(points: Sequence[PointResult], **changes: object) -> RunResult:
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
+def asked(cells: Sequence[NeedleCell], answer: str | None = None) -> tuple[AskedNeedle, ...]:
+    """What was asked and answered, to fit these cells; ``answer`` for all, else the right or a wrong number."""
+    out = []
+    for cell in cells:
+        for i in range(cell.asked):
+            right = i < cell.found
+            said = answer if answer is not None else f" {48213 if right else 48214}. The text says so."
+            told = NeedleAnswer(cell.kind, cell.depth, "48213", right, said, "What is the secret code of Arvena?", "Arvena")
+            out.append(AskedNeedle(f"in{cell.input_tokens}-out200-c1", cell.input_tokens, told))
+    return tuple(out)
+
+
 def needles(lengths: Sequence[int] = (10_000, 100_000, 500_000, 2_000_000), kind: str = "single") -> tuple[NeedleCell, ...]:
     """A grid that is perfect when short and loses the middle when long."""
     cells = []
@@ -162,7 +176,12 @@ def needles(lengths: Sequence[int] = (10_000, 100_000, 500_000, 2_000_000), kind
 def passing() -> RunResult:
     """Everything PASSes, from 1K to 2M tokens, with 1, 10 and 50 requests at once."""
     ladder = [point(n) for n in (1_000, 10_000, 100_000, 500_000, 1_000_000, 2_096_900)]
-    return run([*ladder, point(10_000, concurrency=10), point(10_000, concurrency=50)], needles=needles(), needle_recall=0.84)
+    return run(
+        [*ladder, point(10_000, concurrency=10), point(10_000, concurrency=50)],
+        needles=needles(),
+        needle_recall=0.84,
+        needle_answers=asked(needles()),
+    )
 
 
 def mixed() -> RunResult:

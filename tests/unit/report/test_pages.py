@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from longhaul.report import compare_runs, render_compare_html, render_html
 from longhaul.report.figures import all_reasons, clean, seconds
-from longhaul.results import Reason, RunResult, Verdict
+from longhaul.results import NeedleCell, Reason, RunResult, Verdict
 from unit.report import fixtures
 
 PAGES = {
@@ -188,9 +188,42 @@ def test_ticks_are_round_and_in_order() -> None:
     assert [t for t in texts if t and t.endswith("s")] == ["10 ms", "100 ms", "1 s", "10 s", "100 s"]
 
 
+def test_every_needle_cell_leads_to_what_was_asked_expected_and_got() -> None:
+    run = fixtures.passing()
+    root = tree(render_html([run]))
+    cells = {e.get("id"): e for e in root.iter("details") if "needle" in (e.get("class") or "").split()}
+    asked = {(c.input_tokens, c.depth) for c in run.needles if c.asked}
+    assert len(cells) == len(asked)
+    linked = [(a.get("href") or "#")[1:] for a in root.iter() if a.tag.endswith("a") and (a.get("href") or "")[1:] in cells]
+    assert sorted(linked) == sorted(name for name in cells if name)
+    for cell in cells.values():
+        text = " ".join(" ".join(cell.itertext()).split())
+        assert "Asked What is the secret code of Arvena?" in text
+        assert "Expected 48213 (of Arvena)" in text
+        assert "Got 4821" in text
+    wrong = next(c for c in run.needles if c.found < c.asked)
+    words = " ".join(visible(root).split())
+    assert f"{wrong.input_tokens:,} tokens, depth {round(100 * wrong.depth)}% {wrong.found} of {wrong.asked} found" in words
+
+
+def test_an_answer_stays_text_whatever_it_holds() -> None:
+    evil = "</dd></details><script>alert(1)</script> \x00\x1b[31m & 'x' \ud800"
+    cells = (NeedleCell("single", 800, 0.5, 1, 0),)
+    run = dataclasses.replace(fixtures.passing(), needles=cells, needle_answers=fixtures.asked(cells, evil))
+    text = render_html([run])
+    assert "<script>alert" not in text
+    assert clean(evil).strip().replace("\n", " ") in visible(tree(text))
+
+
+def test_an_older_result_without_answers_shows_the_map_alone() -> None:
+    text = render_html([dataclasses.replace(fixtures.passing(), needle_answers=())])
+    assert "Needle recall" in text
+    assert 'class="answers"' not in text
+
+
 def test_hosts_come_worst_first_with_a_summary() -> None:
     root = tree(render_html(fixtures.fleet()))
-    links = [e.text for e in root.iter("a")]
+    links = [e.text for e in root.iter("a") if (e.get("href") or "").startswith("#h")]
     assert links == ["h200-b", "bare", "h200-a", "h200-c"]
 
 
