@@ -16,7 +16,7 @@ deploy default -e '{"engine_context_tokens": 507904, "engine_gpu_memory_utilizat
 # The MoE kernel's tiles for this GPU, with the GPU to itself; then fp8 KV and those tiles, up to a million tokens, as a burn-in.
 step stop-tune play playbooks/stop.yml
 step moe-tune "$home/home/engines/vllm-cuda-0.25.1/bin/python" "$tree/scripts/dev/visit/moe_tune.py" --out "$home/moe"
-burnin fp8kv-moe -e '{'"$one_m"', "engine_extra_env": '"$tuned_env"', "context_test_ladder_tokens": [10000, 100000, 500000, 1000000], "context_test_points": []}'
+burnin fp8kv-moe -e '{'"$one_m"', "engine_extra_env": '"$tuned_env"', "burnin_ladder_tokens": [10000, 100000, 500000, 1000000], "burnin_output_tokens": 64}'
 # The same without the tiles (compile cache kept): what each of the two brings.
 deploy fp8kv -e '{'"$one_m"', "engine_extra_env": '"$vllm_env"', "context_test_ladder_tokens": [10000, 100000, 500000], "context_test_points": []}'
 
