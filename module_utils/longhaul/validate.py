@@ -12,12 +12,10 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import platform
 import re
 import secrets
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,6 +39,7 @@ from .evidence import (
     parse_server_info,
     traffic,
 )
+from .files import write_atomic
 from .forecast import Expectation, Forecaster, Measured, concurrency_note, within_budget
 from .hardware import Gpu
 from .load import Job, LagMonitor, RecordWriter, run_burst
@@ -67,6 +66,7 @@ from .results import (
 )
 from .stats import median, summarize
 from .verdict import (
+    DISTINCT_NOTED,
     Limits,
     PointEvidence,
     implausible_rates,
@@ -279,6 +279,7 @@ class _Run:
         self.text_overhead = 0
         self.leftovers = False
         self.recalibrations = 0
+        self.corpus_note: str | None = None
         self.queue: list[Point] = list(config.points)
 
     # -- the run
@@ -404,6 +405,13 @@ class _Run:
             except ImportError:
                 chat = False  # a host without Jinja: plain prompts, the needles stay askable
         self.factory = PromptFactory(corpus, self.seed, chat=chat)
+        share = corpus.meta.distinct_16gram_share
+        if share < DISTINCT_NOTED:
+            self.corpus_note = (
+                f"the corpus repeats itself: {100 * share:.1f}% of its 16-token windows are distinct, {100 * DISTINCT_NOTED:.1f}% "
+                "expected; prefill times of a dense model do not depend on it, needles and the routing of experts do"
+            )
+            self.say("corpus", self.corpus_note)
 
     # -- planning
 
@@ -967,6 +975,8 @@ class _Run:
                 exact_ids=config.transport == "ids",
                 foreign_running=_strangers(point, before, series),
                 watched=self._watched(before, series),
+                distinct_share=self._distinct_share(records),
+                repetition_matters=self._repetition_matters(point),
                 lag_share=self.lag.share(began, ended, of_s=burst_s, over_s=matters_s),
                 server_dead=server_dead,
                 limits=config.limits,
@@ -1016,6 +1026,22 @@ class _Run:
         if before is None or not self.server.load_path:
             return None
         return f"{self.server.load_path}, {1 + len(series)}x"
+
+    def _distinct_share(self, records: Sequence[RequestRecord]) -> float | None:
+        """Of the point's first prompt, where the corpus repeats itself at all (a long prompt takes a second or so)."""
+        first = next((r for r in records if r.prompt_start is not None), None)
+        if self.corpus_note is None or self.factory is None or first is None or first.prompt_start is None:
+            return None
+        from .corpus import distinct_ngram_share
+
+        corpus = self.factory.corpus
+        return distinct_ngram_share(corpus.ids(first.prompt_start, min(corpus.n_tokens, first.prompt_start + first.input_tokens)))
+
+    def _repetition_matters(self, point: Point) -> str | None:
+        uses = ["needles"] if self._needle_groups(point) else []
+        if self.config.architecture is not None and self.config.architecture.is_moe:
+            uses.append("the routing of a mixture of experts")
+        return " and ".join(uses) or None
 
     def _needle_cells(self) -> tuple[tuple[NeedleCell, ...], float | None, str | None]:
         needles = self.config.needles
@@ -1082,6 +1108,7 @@ class _Run:
             "gpu": self.hardware[0].name if self.hardware else None,
             "gpu_count": self.hardware[1] if self.hardware else None,
             "physics_note": self.hardware_note,
+            "corpus_note": self.corpus_note,
             "baseline": config.baseline.name if config.baseline else None,
         }
 
@@ -1096,19 +1123,11 @@ class _Run:
 
 
 def write_run(path: Path, result: RunResult) -> None:
-    """Replace ``path`` atomically, on disk when this returns."""
+    """Replace ``path`` atomically, on disk when this returns. Raises UserError where it cannot be written."""
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".run-", suffix=".json")
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(dump_run(result))
-            out.flush()
-            os.fsync(out.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except OSError as exc:
-        raise UserError(
-            f"{path} cannot be written ({exc.strerror})", "a writable folder with free space", "choose another --out"
-        ) from exc
+        write_atomic(path, dump_run(result))
+    except UserError as exc:
+        raise UserError(exc.found, exc.required, "choose another --out") from exc
 
 
 def _with_reason(point: PointResult, reason: Reason) -> PointResult:

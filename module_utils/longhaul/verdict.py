@@ -3,7 +3,7 @@
 Codes: ``request_failed``, ``server_dead``, ``server_restarted``, ``slo_missed``, ``needle_recall``, ``regression`` (FAIL);
 ``token_error``, ``output_token_error``, ``cached_prompt``, ``below_floor``, ``implausible`` (INVALID); ``no_usage``,
 ``no_metrics``, ``cache_unknown``, ``not_warm``, ``foreign_traffic``, ``client_lag``, ``repeats_disagree``, ``counter_mismatch``,
-``not_run`` (INCONCLUSIVE).
+``repeated_text``, ``not_run`` (INCONCLUSIVE).
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ LAG_REQUESTS_SHARE = 0.05
 # Standing still for this share of a point means that the client was saturated, so that every gap it timed is doubtful.
 # Less, in stalls too short to move a TTFT, is what sharing the cores with a CPU engine looks like.
 LAG_LOOP_SHARE = 0.3
+# Text that repeats inside a prompt, as the share of its 16-token windows that are distinct. It cannot flatter a prefix cache
+# (a block hits only with everything before it), nor the time of a dense prefill, which does not depend on the text. It does
+# change where a mixture of experts sends its tokens, and what a planted fact has to be told from: there, below the least share,
+# the figure says nothing about other text. Own files hold licence headers and quotations; between the two shares it is noted.
+DISTINCT_NOTED = 0.999
+DISTINCT_LEAST = 0.9
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ class Limits:
 class PointEvidence:
     """All that is known of a point when it is judged. ``records``: the timed requests only, no warm-up.
 
-    ``watched``: for a server without counters, where its gauges were read instead.
+    ``watched``: for a server without counters, where its gauges were read instead. ``distinct_share``: of the 16-token windows
+    of its first prompt, ``None`` where nothing repeats; ``repetition_matters``: for what, ``None`` for nothing measured here.
     """
 
     records: Sequence[RequestRecord]
@@ -64,6 +71,8 @@ class PointEvidence:
     input_limits: Mapping[str, float] = field(default_factory=dict)
     best_other_rate: float | None = None
     watched: str | None = None
+    distinct_share: float | None = None
+    repetition_matters: str | None = None
 
 
 def _fail(code: str, text: str) -> Reason:
@@ -91,6 +100,7 @@ def judge_point(evidence: PointEvidence) -> tuple[Verdict, tuple[Reason, ...]]:
         reasons += _coldness(ok, evidence)
         reasons += _physics(evidence)
         reasons += _company(evidence)
+        reasons += _text(evidence)
         reasons += _client(ok, evidence)
         reasons += _repeats(ok, evidence.limits)
         reasons += _limits(ok, evidence)
@@ -212,6 +222,17 @@ def _company(evidence: PointEvidence) -> list[Reason]:
         text = f"up to {evidence.foreign_running:.0f} requests of someone else were on the server before or during the point"
         reasons.append(_open("foreign_traffic", text))
     return reasons
+
+
+def _text(evidence: PointEvidence) -> list[Reason]:
+    share, matters = evidence.distinct_share, evidence.repetition_matters
+    if share is None or matters is None or share >= DISTINCT_LEAST:
+        return []
+    text = (
+        f"the text repeats: {100 * share:.1f}% of the prompt's 16-token windows are distinct; at least {100 * DISTINCT_LEAST:.0f}% are "
+        f"required for {matters}; use a longer or less repetitive corpus file, or the built-in text"
+    )
+    return [_open("repeated_text", text)]
 
 
 def _client(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason]:

@@ -387,6 +387,29 @@ def test_needles_are_asked_for_in_the_timed_request(tmp_path: Path, run: Callabl
     assert all(t.subject is not None and t.subject in (t.question or "") and t.answer and not t.found for t in told)
 
 
+def test_a_corpus_that_repeats_itself_is_noted_and_no_ground_for_needles(tmp_path: Path, run: Callable[..., RunResult]) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    tiled, fresh = tmp_path / "tiled.txt", tmp_path / "fresh.txt"
+    words = [f"{chr(97 + i % 26)}{chr(97 + i * 7 % 26)}{i}" for i in range(60_000)]
+    tiled.write_text(" ".join(words[:200]) * 400, encoding="utf-8")
+    fresh.write_text(" ".join(words), encoding="utf-8")
+    needles = NeedleSettings(enabled=True, kinds=("single",), depths=(0.5,))
+    given: dict[str, Any] = {
+        "tokenizer_dir": tokenizer, "vocab_size": None, "corpus_dir": tmp_path / "cache", "points": (Point(6000, 40, 1),),
+    }  # fmt: skip
+    known = ("--tokenizer-json", str(tokenizer / "tokenizer.json"), *QUICK)
+    asked = run(known, tmp_path / "1", corpus_source=tiled, needles=needles, **given)
+    assert asked.verdict is Verdict.INCONCLUSIVE
+    assert codes(asked) == {"repeated_text"}
+    assert "required for needles" in asked.points[0].reasons[0].text
+    timed = run(known, tmp_path / "2", corpus_source=tiled, **given)
+    assert timed.verdict is Verdict.PASS, "the time of a dense prefill does not depend on its text"
+    assert "the corpus repeats itself" in timed.settings["corpus_note"]
+    other = run(known, tmp_path / "3", corpus_source=fresh, needles=needles, **given)
+    assert other.verdict is Verdict.PASS, other.reasons
+    assert other.settings["corpus_note"] is None
+
+
 def test_needles_do_not_apply_to_random_weights(tmp_path: Path, run: Callable[..., RunResult]) -> None:
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     result = run(

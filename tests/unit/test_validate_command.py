@@ -115,4 +115,4 @@ def test_the_baseline_may_be_a_folder(server: StandIn, tmp_path: Path) -> None:
     server.become("--ttft", "0.4", "--gap", "0.002")
     assert longhaul(server, tmp_path / "b", "--baseline", str(tmp_path / "a"), "--quiet") == 1
     reasons = json.loads((tmp_path / "b" / "run.json").read_text())["reasons"]
-    assert [r["code"] for r in reasons] == ["regression"]
+    assert {r["code"] for r in reasons} == {"regression"}, "TTFT, and on a busy machine perhaps TPOT too"

@@ -49,6 +49,11 @@ def test_complete_evidence_passes_without_a_reason() -> None:
     assert judge_point(evidence(record(), record(index=1), physics=physics(2.5))) == (Verdict.PASS, ())
 
 
+@pytest.mark.parametrize(("share", "matters"), [(0.95, "needles"), (0.1, None), (None, "needles")])
+def test_repeated_text_counts_only_where_it_is_much_and_matters(share: float | None, matters: str | None) -> None:
+    assert judge_point(evidence(distinct_share=share, repetition_matters=matters)) == (Verdict.PASS, ())
+
+
 CASES = [
     (evidence(record(status=RequestStatus.TIMEOUT, error="stalled")), "FAIL", "request_failed"),
     (evidence(record(), moved=Delta(prompt_tokens=10_000, generation_tokens=3, cache_hits_tokens=0, restarted=True)), "FAIL", "server_restarted"),
@@ -59,6 +64,7 @@ CASES = [
     (evidence(physics=physics(0.99, 0.3)), "INVALID", "below_floor"),
     (evidence(record(prompt_tokens=None, cached_tokens=None)), "INCONCLUSIVE", "no_usage"),
     (evidence(moved=None), "INCONCLUSIVE", "no_metrics"),
+    (evidence(distinct_share=0.83, repetition_matters="needles"), "INCONCLUSIVE", "repeated_text"),
     (evidence(record(cached_tokens=None), moved=Delta(prompt_tokens=10_000, generation_tokens=3)), "INCONCLUSIVE", "cache_unknown"),
     (evidence(moved=Delta(prompt_tokens=50_000, generation_tokens=3, cache_hits_tokens=0)), "INCONCLUSIVE", "foreign_traffic"),
     (evidence(moved=Delta(prompt_tokens=5_000, generation_tokens=3, cache_hits_tokens=0)), "INCONCLUSIVE", "counter_mismatch"),

@@ -6,7 +6,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..errors import UserError
 from ..report import compare_runs, load_run_dir, pair_runs, write_atomically
 from ..report.compare import RENDERERS, RULE
 
@@ -35,10 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None:
         print(text.rstrip("\n"))
     else:
-        try:
-            write_atomically(args.out, text if text.endswith("\n") else text + "\n")
-        except OSError as exc:
-            raise UserError(f"cannot write {args.out} ({exc.strerror})", "a writable path", "name another --out") from exc
+        write_atomically(args.out, text if text.endswith("\n") else text + "\n")
         print(args.out)
     for host in alone:
         print(f"longhaul compare: {host} is in one run only; left out", file=sys.stderr)

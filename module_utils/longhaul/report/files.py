@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import write_atomic
 from ..results import SCHEMA_NAME, RunResult, load_run
 from .html import render_html
 from .junit import render_junit
@@ -62,19 +60,13 @@ def _load(file: Path) -> RunResult:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 text so that a reader sees the old file or the new one, never half of it. Mode 0644."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    """Write UTF-8 text so that a reader sees the old file or the new one, never half of it. Mode 0644: node_exporter and web
+    servers read it as another user. Raises UserError where it cannot be written.
+    """
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)  # node_exporter and web servers read it as another user
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
+        write_atomic(path, text)
+    except UserError as exc:
+        raise UserError(exc.found, exc.required, "check its owner and space") from exc
 
 
 def file_name(host: str) -> str:
@@ -96,14 +88,6 @@ def write_reports(run_dir: Path) -> list[Path]:
 
 
 def _write_all(folder: Path, texts: Sequence[tuple[str, str]]) -> list[Path]:
-    paths = []
     for name, text in texts:
-        path = folder / name
-        try:
-            write_atomically(path, text)
-        except OSError as exc:
-            raise UserError(
-                f"cannot write {path} ({exc.strerror})", "a writable run directory", "check its owner and space"
-            ) from exc
-        paths.append(path)
-    return paths
+        write_atomically(folder / name, text)
+    return [folder / name for name, _ in texts]

@@ -252,7 +252,14 @@ def _flags(run: RunResult) -> str:
         )
     if not run.complete:
         out += '<p class="flag"><b>Cut short.</b> The run did not reach its end; what follows had been measured by then.</p>'
+    if run.settings.get("corpus_note"):
+        out += f'<p class="flag"><b>Text.</b> {esc(_sentence_of(run.settings["corpus_note"]))}</p>'
     return out
+
+
+def _sentence_of(note: object) -> str:
+    text = one_line(note)
+    return text[:1].upper() + text[1:] + "."
 
 
 def _tiles(run: RunResult) -> str:

@@ -75,6 +75,8 @@ def _run(run: RunResult) -> list[str]:
         f"{instant(run.started_unix_s)}, {duration(run.finished_unix_s - run.started_unix_s)}."
     )
     out.append("")
+    if run.settings.get("corpus_note"):
+        out += [f"**Text:** {escape(run.settings['corpus_note'])}", ""]
     if run.mode == "warm":
         out += ["**Warm mode:** prompts were repeated on purpose. These times measure the prefix cache, not prefill.", ""]
     if not run.complete:
