@@ -8,6 +8,7 @@ module: longhaul_check
 short_description: Check variables or a host before anything changes
 description:
   - Each option is one group of checks; what is not given is not checked. Changes nothing, ever.
+  - Delegated to localhost it runs inside Ansible itself (see plugins/action), which spares a process for every host.
 author: [Longhaul]
 options:
   home: {description: longhaul_home on the host., type: path}
@@ -37,7 +38,6 @@ RETURN = r"""
 findings: {description: "found, required, fix, severity.", returned: always, type: list}
 """
 
-import dataclasses
 import sys
 
 # Said before the package is imported: it needs a newer Python than the oldest that Ansible still talks to.
@@ -55,63 +55,15 @@ if sys.version_info < (3, 10):
     )
     sys.exit(1)
 
-from pathlib import Path
-
-from ansible.module_utils.longhaul import preflight
-from ansible.module_utils.longhaul.errors import UserError
-from ansible.module_utils.longhaul.layout import layout
-from ansible.module_utils.longhaul.models import check_model_dir
+from ansible.module_utils.longhaul.preflight import as_result, run_checks
 from ansible.module_utils.longhaul_module import run_module
 
 
 def work(module, progress):
     """Run what was asked for; gather everything before failing."""
-    options = module.params
-    findings = preflight.check_host_python()
-    if options["engine"] is not None:
-        findings += preflight.check_engine(options["engine"])
-    if options["model_store"] is not None:
-        findings += preflight.check_model_store(options["model_store"])
-    if options["ladder"] is not None:
-        findings += preflight.check_ladder(options["ladder"])
-    if options["shm"] is not None:
-        try:
-            findings += preflight.check_shm(options["shm"], preflight.shm_bytes())
-        except UserError as error:
-            findings.append(preflight.Finding.of(error))
-    if options["endpoints"]:
-        findings += preflight.check_unique_endpoints(tuple(map(str, e)) for e in options["endpoints"])
-    if options["home"]:
-        try:
-            where = layout(options["home"], options["instance"])
-            if options["needed_bytes"] is not None:
-                findings += preflight.check_home(where, options["needed_bytes"])
-            if options["port"]:
-                findings += preflight.check_port(where, options["port"], options["host"])
-        except UserError as error:
-            findings.append(preflight.Finding.of(error))
-    config, place = options["model_config"], "the model store"
-    if options["model_path"]:
-        place = options["model_path"]
-        if options["model_path_required"]:
-            try:
-                config = check_model_dir(Path(place))
-            except UserError as error:
-                findings.append(preflight.Finding.of(error))
-        elif config is None:
-            config = preflight.model_config(Path(place))
-    if options["context_tokens"] is not None:
-        number = preflight.whole_number("engine_context_tokens", options["context_tokens"])
-        if not isinstance(number, preflight.Finding):
-            findings += preflight.check_positions(number, config, place)
-    refused = [f for f in findings if f.severity == "refuse"]
-    result = {"changed": False, "findings": [dataclasses.asdict(f) for f in findings]}
-    for warning in findings:
-        if warning.severity == "warn":
-            module.warn(str(warning))
-    if refused:
-        result["failed"] = True
-        result["msg"] = "\n".join(dict.fromkeys(map(str, refused)))
+    result, warnings = as_result(run_checks(module.params))
+    for warning in warnings:
+        module.warn(warning)
     return result
 
 

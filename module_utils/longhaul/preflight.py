@@ -6,6 +6,7 @@ says what was found, what is required, and the fix.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
@@ -19,8 +20,8 @@ from .engines import ENGINES
 from .engines.base import Version
 from .errors import UserError
 from .files import free_bytes
-from .layout import Layout
-from .models import SOURCES
+from .layout import DEFAULT_INSTANCE, Layout, layout
+from .models import SOURCES, check_model_dir
 from .ports import ancestors_of, port_holder, port_is_free
 from .spec import load_spec, settings_from
 from .supervisor import Supervisor
@@ -293,6 +294,58 @@ def check_unique_endpoints(endpoints: Iterable[Sequence[str]]) -> list[Finding]:
         seen.setdefault(key, name)
         ports.setdefault((address, port), name)
     return findings
+
+
+def run_checks(options: Mapping[str, Any]) -> list[Finding]:
+    """Everything that is asked for, one option a group of checks (see the module longhaul_check); all findings of all of them."""
+    findings = check_host_python()
+    if options.get("engine") is not None:
+        findings += check_engine(options["engine"])
+    if options.get("model_store") is not None:
+        findings += check_model_store(options["model_store"])
+    if options.get("ladder") is not None:
+        findings += check_ladder(options["ladder"])
+    try:
+        if options.get("shm") is not None:
+            findings += check_shm(options["shm"], shm_bytes())
+    except UserError as error:
+        findings.append(Finding.of(error))
+    if options.get("endpoints"):
+        findings += check_unique_endpoints(tuple(map(str, e)) for e in options["endpoints"])
+    if options.get("home"):
+        try:
+            where = layout(str(options["home"]), str(options.get("instance") or DEFAULT_INSTANCE))
+            if options.get("needed_bytes") is not None:
+                findings += check_home(where, int(options["needed_bytes"]))
+            if options.get("port"):
+                findings += check_port(where, int(options["port"]), str(options.get("host") or "127.0.0.1"))
+        except UserError as error:
+            findings.append(Finding.of(error))
+    config, place = options.get("model_config"), "the model store"
+    if options.get("model_path"):
+        place = str(options["model_path"])
+        if options.get("model_path_required"):
+            try:
+                config = check_model_dir(Path(place))
+            except UserError as error:
+                findings.append(Finding.of(error))
+        elif config is None:
+            config = model_config(Path(place))
+    if options.get("context_tokens") is not None:
+        number = whole_number("engine_context_tokens", options["context_tokens"])
+        if not isinstance(number, Finding):
+            findings += check_positions(number, config, place)
+    return findings
+
+
+def as_result(findings: Iterable[Finding]) -> tuple[dict[str, Any], list[str]]:
+    """Findings -> (what an Ansible module returns, its warnings). It fails where anything is refused."""
+    found = list(findings)
+    refused = [f for f in found if f.severity == "refuse"]
+    result: dict[str, Any] = {"changed": False, "findings": [dataclasses.asdict(f) for f in found]}
+    if refused:
+        result |= {"failed": True, "msg": "\n".join(dict.fromkeys(map(str, refused)))}
+    return result, [str(f) for f in found if f.severity == "warn"]
 
 
 def model_config(path: Path) -> dict[str, Any] | None:
