@@ -60,7 +60,7 @@ def test_with_replace_the_host_is_proven_and_given_back(deployment: Deployment, 
     starts = deployment.starts()
     done = burn_in(deployment, results, "proven", burnin_replace=True)
     assert done.rc == 0, done.text[-4000:]
-    assert set(done.changes) <= {"Dummy | Make the model's folder", "Dummy | Copy configuration and tokenizer"}
+    assert [t for t in done.changes if not t.startswith("Dummy | ")] == [], "only the model's configuration is brought"
     run = load_run(results / "proven" / "localhost.json")
     assert run.verdict is Verdict.PASS
     assert run.model == "scout-mini"
