@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..results import SEVERITY, NeedleAnswer, NeedleCell, PointResult, Reason, RunResult, Stats, Verdict
+from ..results import SEVERITY, NeedleAnswer, PointResult, Reason, RunResult, Stats, Verdict
 from . import svg
 from .capacity import capacity_rows, signed_percent, sums
 from .figures import (
@@ -177,6 +177,7 @@ def _host(run: RunResult, place: int, *, alone: bool, fold: bool) -> str:
         _flags(run),
         _tiles(run),
         _plots(run, place),
+        _answers(run, place),
         _points(run),
         _evidence(run),
         _capacity(run),
@@ -400,7 +401,7 @@ def _plots(run: RunResult, place: int) -> str:
     drawing = svg.plot(decode, describe="Decode latency against input length", x_title="Input tokens", y_text=_axis_seconds)
     out.append(_figure("Decode latency against input length", f"time per output token, {load}", drawing, decode))
 
-    out += _needles(run.needles, run, place)
+    out += _needles(run, place)
     out.append(_queueing(run))
     out.append(_load(run))
     drawn = [d for d in out if d]
@@ -446,18 +447,30 @@ def _series(
     return out
 
 
-def _needles(cells: Sequence[NeedleCell], run: RunResult, place: int) -> list[str]:
-    out = []
-    for order, kind in enumerate(dict.fromkeys(c.kind for c in cells)):
-        mine = [c for c in cells if c.kind == kind and finite(c.depth) is not None]
+_Grid = tuple[str, list[int], list[float], dict[tuple[int, float], tuple[int, int]], dict[tuple[int, float], str]]
+
+
+def _grids(run: RunResult, place: int) -> list[_Grid]:
+    """For each kind of needle: name, lengths, depths, (found, asked) by cell, and the id of each cell's answers."""
+    out: list[_Grid] = []
+    for order, kind in enumerate(dict.fromkeys(c.kind for c in run.needles)):
+        mine = [c for c in run.needles if c.kind == kind and finite(c.depth) is not None]
         lengths = sorted({c.input_tokens for c in mine})
         depths = sorted({c.depth for c in mine})
         grid: dict[tuple[int, float], tuple[int, int]] = {}
         for cell in mine:
             found, asked = grid.get((cell.input_tokens, cell.depth), (0, 0))
             grid[cell.input_tokens, cell.depth] = (found + cell.found, asked + cell.asked)
-        told = _told(run, kind)
-        names = {key: f"n{place}-{order}-{i}" for i, key in enumerate((n, d) for n in lengths for d in depths) if key in told}
+        told = {(a.input_tokens, a.told.depth) for a in run.needle_answers if a.told.kind == kind}
+        keys = [(n, d) for n in lengths for d in depths]
+        names = {key: f"n{place}-{order}-{i}" for i, key in enumerate(keys) if key in told and grid.get(key, (0, 0))[1] > 0}
+        out.append((kind, lengths, depths, grid, names))
+    return out
+
+
+def _needles(run: RunResult, place: int) -> list[str]:
+    out = []
+    for kind, lengths, depths, grid, names in _grids(run, place):
         drawing = svg.heat_map(
             [short_count(n) for n in lengths],
             [percent(d) for d in depths],
@@ -465,40 +478,41 @@ def _needles(cells: Sequence[NeedleCell], run: RunResult, place: int) -> list[st
             f"Needles found by input length and depth, {one_line(kind)}",
             [[names.get((n, d)) for d in depths] for n in lengths],
         )
-        if names:
-            drawing += _answers(told, names)
-        note = "found / asked; rows: input tokens"
+        note = "found / asked; rows: input tokens" + ("; a cell leads to its answers" if names else "")
         if run.verdict is Verdict.INVALID:
             note += ". The run is INVALID: no result"
-        out.append(_figure(f"Needle recall: {one_line(kind)}", note, drawing if mine else ""))
+        out.append(_figure(f"Needle recall: {one_line(kind)}", note, drawing if lengths else ""))
     return out
 
 
-def _told(run: RunResult, kind: str) -> dict[tuple[int, float], list[NeedleAnswer]]:
-    out: dict[tuple[int, float], list[NeedleAnswer]] = {}
-    for asked in run.needle_answers:
-        if asked.told.kind == kind:
-            out.setdefault((asked.input_tokens, asked.told.depth), []).append(asked.told)
-    return out
-
-
-def _answers(told: Mapping[tuple[int, float], Sequence[NeedleAnswer]], names: Mapping[tuple[int, float], str]) -> str:
-    """Every cell with what was asked, expected and got, word for word; folded."""
-    cells = ""
+def _answers(run: RunResult, place: int) -> str:
+    """Every cell of the maps with what was asked, expected and got, word for word; folded."""
+    parts = []
     right = total = 0
-    for (tokens, depth), name in names.items():
-        answers = told[tokens, depth]
-        found = sum(a.found for a in answers)
-        right, total = right + found, total + len(answers)
-        word = "PASS" if found == len(answers) else "FAIL"
-        inner = "".join(_answer(a) for a in answers)
-        cells += (
-            f'<details class="needle" id="{name}"><summary><span class="{verdict_class(word)} mark">{icon(word)}</span>'
-            f"<span>{esc(f'{tokens:,} tokens, depth {percent(depth)}')}</span> "
-            f'<span class="sub">{found} of {len(answers)} found</span></summary>{inner}</details>'
-        )
-    about = f"{right} of {total} hold what was planted; word for word"
-    return f'<details class="answers"><summary>Answers <span class="sub">{about}</span></summary>{cells}</details>'
+    grids = _grids(run, place)
+    for kind, _, _, _, names in grids:
+        told: dict[tuple[int, float], list[NeedleAnswer]] = {}
+        for asked in run.needle_answers:
+            if asked.told.kind == kind:
+                told.setdefault((asked.input_tokens, asked.told.depth), []).append(asked.told)
+        cells = ""
+        for (tokens, depth), name in names.items():
+            answers = told[tokens, depth]
+            found = sum(a.found for a in answers)
+            right, total = right + found, total + len(answers)
+            word = "PASS" if found == len(answers) else "FAIL"
+            cells += (
+                f'<details class="needle" id="{name}"><summary><span class="{verdict_class(word)} mark">{icon(word)}</span>'
+                f"<span>{esc(f'{tokens:,} tokens, depth {percent(depth)}')}</span> "
+                f'<span class="sub">{found} of {len(answers)} found</span></summary>{"".join(_answer(a) for a in answers)}</details>'
+            )
+        if cells:
+            title = f"<h4>{esc(one_line(kind))}</h4>" if len(grids) > 1 else ""
+            parts.append(f'{title}<div class="needles">{cells}</div>')
+    if not parts:
+        return ""
+    title = f'<summary>Needle answers <span class="sub">word for word; {right} of {total} hold what was planted</span></summary>'
+    return f'<section class="card"><details>{title}{"".join(parts)}</details></section>'
 
 
 def _answer(answer: NeedleAnswer) -> str:

@@ -125,8 +125,9 @@ border-radius:3px}
 .flag b{color:var(--unsure)}
 details>summary{cursor:pointer;font-weight:650}details>summary .sub{font-weight:400}
 details[open]>summary{margin-bottom:10px}
-.answers{margin-top:12px;border-top:1px solid var(--rule);padding-top:10px}
-.needle{border-top:1px solid var(--rule);scroll-margin-top:12px}.answers>.needle:first-of-type{border-top:0}
+h4{font-size:14px;margin:12px 0 2px;font-weight:650}
+.needles{columns:330px;column-gap:28px}
+.needle{break-inside:avoid;border-top:1px solid var(--rule);scroll-margin-top:12px}
 .needle>summary{display:flex;flex-wrap:wrap;gap:2px 8px;align-items:center;font-weight:500;font-size:13.5px;
 padding:6px 0;list-style:none}
 .needle>summary::-webkit-details-marker{display:none}
