@@ -73,7 +73,7 @@ class Board:
         if kind == "runner_on_unreachable" or (kind == "runner_on_failed" and not data.get("ignore_errors")):
             word = "LOST" if kind == "runner_on_unreachable" else "FAILED"
             row.stages[stage] = word
-            row.why = " ".join(str(result.get("msg", "no message")).split())
+            row.why = reason(result)
             return f"{host}: {task}: {word}: {row.why}"
         return None
 
@@ -85,6 +85,13 @@ class Board:
             cells = "  ".join(row.stages.get(s, "-").ljust(WIDTH_STAGE) for s in self.stages)
             lines.append(f"{name.ljust(first)}  {cells}  {row.why or row.task}")
         return [line[:width].rstrip() for line in lines]
+
+
+def reason(result: Mapping[str, Any]) -> str:
+    """Why a task failed, in one line. A loop's own message only says that an item did; the items know why."""
+    items = [item for item in result.get("results") or [] if isinstance(item, Mapping) and item.get("failed")]
+    said = dict.fromkeys(str(item.get("msg", "no message")) for item in items) or [str(result.get("msg", "no message"))]
+    return " ".join("; ".join(said).split())
 
 
 def exit_code(ansible_code: int, verdicts: Sequence[str], *, stopped: bool = False) -> int:

@@ -40,7 +40,10 @@ class CallbackModule(CallbackBase):
         data = getattr(result, "result", None) or getattr(result, "_result", {})
         host = getattr(result, "host", None) or getattr(result, "_host", None)
         task = getattr(result, "task", None) or getattr(result, "_task", None)
-        message = " ".join(str(data.get("msg", "no message")).split())
+        # A loop's own message only says that an item failed; the items know why.
+        items = [item for item in data.get("results", []) if isinstance(item, dict) and item.get("failed")]
+        said = dict.fromkeys(str(item.get("msg", "no message")) for item in items) or [str(data.get("msg", "no message"))]
+        message = " ".join("; ".join(said).split())
         name = task.get_name() if task is not None else "?"
         self._why[host.get_name() if host is not None else "?"] = f"{how} at '{name}': {message}"
 

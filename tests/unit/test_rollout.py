@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +13,16 @@ from longhaul.rollout import Board, exit_code, parse
 
 def event(kind: str, host: str = "gpu-01", play: str = "Launch", task: str = "Wait", **result: Any) -> dict[str, Any]:
     return {"event": kind, "event_data": {"play": play, "host": host, "task": task, "name": play, "res": result}}
+
+
+def load_plugin(kind: str, name: str) -> ModuleType:
+    """A plugin as Ansible loads it: from its file."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().parents[2] / "plugins" / kind / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_the_table_shows_hosts_by_stages() -> None:
@@ -35,6 +48,26 @@ def test_a_failure_is_not_painted_over_by_what_follows_it() -> None:
     board.take(event("runner_on_failed", msg="bad"))
     board.take(event("runner_on_ok"))
     assert board.hosts["gpu-01"].stages["Launch"] == "FAILED"
+
+
+def test_a_failed_loop_says_what_its_items_said() -> None:
+    results = [
+        {"failed": False, "msg": "fine"},
+        {"failed": True, "msg": "found: 9\nrequired: 8"},
+        {"failed": True, "msg": "found: 9\nrequired: 8"},
+    ]
+    result = {"msg": "One or more items failed", "results": results}
+    board = Board()
+    board.take(event("runner_on_failed", **result))
+    assert board.hosts["gpu-01"].why == "found: 9 required: 8"
+
+    callback = load_plugin("callback", "longhaul_summary").CallbackModule()
+    lines: list[str] = []
+    callback._display = SimpleNamespace(display=lambda text, **_: lines.append(text))
+    named = {"host": SimpleNamespace(get_name=lambda: "gpu-01"), "task": SimpleNamespace(get_name=lambda: "Preflight")}
+    callback.v2_runner_on_failed(SimpleNamespace(result=result, **named))
+    callback.v2_playbook_on_stats(SimpleNamespace(failures={"gpu-01": 1}, dark={}, processed={"gpu-01": 1}))
+    assert [line.strip() for line in lines[1:]] == ["gpu-01: failed at 'Preflight': found: 9 required: 8"]
 
 
 @pytest.mark.parametrize(
