@@ -19,6 +19,7 @@ options:
   run_id: {description: Name of the run., type: str, required: true}
   out_dir: {description: Folder of this run's evidence., type: path, required: true}
   cache_dir: {description: Where tokenized corpora are kept., type: path, required: true}
+  copy_to: {description: Write the result (run.json) to this file as well., type: path}
   url: {description: Address of the server; empty means the spec's., type: str, default: ""}
   api_key_file: {description: File with the API key; by default the one in the spec., type: path}
   remote: {description: The module runs on another machine than the server., type: bool, default: false}
@@ -44,6 +45,9 @@ verdict: {description: "PASS, FAIL, INVALID or INCONCLUSIVE.", returned: always,
 reasons: {description: Why., returned: always, type: list}
 out_dir: {description: Where the evidence lies., returned: always, type: str}
 """
+
+import shutil
+from pathlib import Path
 
 from ansible.module_utils.longhaul.endpoint_test import QuietProgress, run_endpoint_test
 from ansible.module_utils.longhaul.hostfacts import update_facts, validated_facts
@@ -75,6 +79,8 @@ def work(module, progress):
         layout=where,
         on_progress=QuietProgress(progress.say),
     )
+    if options["copy_to"]:
+        shutil.copyfile(Path(options["out_dir"]) / "run.json", options["copy_to"])
     result = {
         "changed": False,
         "verdict": run.verdict.value,
@@ -95,6 +101,7 @@ def main():
             "name": {"type": "str", "required": True},
             "run_id": {"type": "str", "required": True},
             "out_dir": {"type": "path", "required": True},
+            "copy_to": {"type": "path"},
             "cache_dir": {"type": "path", "required": True},
             "url": {"type": "str", "default": ""},
             "api_key_file": {"type": "path", "no_log": False},
