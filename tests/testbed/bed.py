@@ -30,6 +30,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -45,8 +46,8 @@ BASE_PACKAGES = (
 )
 # What role container_runtime installs on a bare host; an image that has it already spares a test that is about something else.
 DOCKER_PACKAGES = "docker.io,apparmor,pigz,python3-requests"
-# Small: what a container of the test engine needs, and no more.
-PYTHON_PACKAGES = "python3,ca-certificates"
+# Small: what a container of an engine needs, and no more. One list for the stand-in and the real CPU engine: one root file system.
+PYTHON_PACKAGES = "python3,ca-certificates,libnuma1,libgomp1"
 # What `apt-get install` brings when a program is missing.
 PROGRAMS = {
     "dockerd": "docker.io",
@@ -58,7 +59,7 @@ PROGRAMS = {
     "ip": "iproute2",
     "ssh": "openssh-client",
 }
-CAP_SYS_RESOURCE = 24
+CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 12, 21, 24
 SLOTS = 16
 INOTIFY, INOTIFY_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances"), 2048
 FIRST_PORT, PORTS_PER_SLOT = 21000, 700
@@ -88,6 +89,8 @@ def why_not() -> str | None:
         return f"the testbed needs Linux, this is {sys.platform}"
     if os.geteuid() != 0:
         return "the testbed needs root (it starts a Docker daemon and makes a bridge)"
+    if not all(_has_capability(number) for number in (CAP_NET_ADMIN, CAP_SYS_ADMIN)):
+        return "the testbed needs the right to mount and to make namespaces and bridges (CAP_SYS_ADMIN, CAP_NET_ADMIN)"
     if not Path("/proc/sys/net/bridge").exists() and not _bridge_works():
         return "the testbed needs a kernel with network bridges"
     if "overlay" not in Path("/proc/filesystems").read_text():
@@ -96,6 +99,9 @@ def why_not() -> str | None:
             return "the testbed needs overlayfs"
     if not Path("/sys/fs/cgroup").is_mount() and not Path("/sys/fs/cgroup/cgroup.controllers").exists():
         return "the testbed needs cgroups under /sys/fs/cgroup"
+    # One tree (v2), or one for each controller under a folder that need not be writable itself (v1).
+    if not any(os.access(Path("/sys/fs/cgroup") / name, os.W_OK) for name in ("", "memory", "cpu")):
+        return "the testbed needs a writable /sys/fs/cgroup"
     missing = sorted(name for name in PROGRAMS if shutil.which(name) is None)
     if missing and shutil.which("apt-get") is None:
         return f"the testbed needs {', '.join(missing)}, and there is no apt-get to install it"
@@ -142,14 +148,19 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _rootfs(name: str, packages: str, variant: str, hooks: Sequence[str] = ()) -> Path:
-    """A Debian root file system as a tar, made once per list of packages (about 30 s) and kept under the cache."""
+    """A Debian root file system as a tar, made once per set of packages (about 30 s) and kept under the cache."""
+    packages = ",".join(sorted(set(packages.split(","))))
     key = hashlib.sha256("\0".join([SUITE, packages, variant, *hooks]).encode()).hexdigest()[:12]
     target = CACHE / f"{name}-{key}.tar"
-    with _locked(CACHE / f"{name}.lock"):
+    # By content, not by name: two names for the same set of packages are made once.
+    with _locked(CACHE / f"rootfs-{key}.lock"):
         if target.exists():
             return target
         for old in CACHE.glob(f"{name}-*.tar"):
             old.unlink()
+        for same in CACHE.glob(f"*-{key}.tar"):
+            target.hardlink_to(same)
+            return target
         partial = target.with_suffix(".partial.tar")
         slim = [f"--dpkgopt=path-exclude={path}" for path in ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")]
         hook_options = [f"--customize-hook={hook}" for hook in hooks]
@@ -171,6 +182,14 @@ def _rootfs(name: str, packages: str, variant: str, hooks: Sequence[str] = ()) -
         )
         partial.rename(target)
     return target
+
+
+def make_images() -> None:
+    """The root file systems that every test needs, side by side: from nothing it takes as long as the larger one."""
+    with ThreadPoolExecutor(2) as pool:
+        made = [pool.submit(_base_rootfs), pool.submit(_rootfs, "python", PYTHON_PACKAGES, "minbase")]
+        for one in made:
+            one.result()
 
 
 def _base_rootfs(installed: bool = False) -> Path:
@@ -276,6 +295,7 @@ class Bed:
         self.registry = ""
         self._slot = -1
         self._lock: Any = None
+        self._guard: subprocess.Popen[bytes] | None = None
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
         self._containers: list[str] = []
         self._subnet = ""
@@ -292,6 +312,7 @@ class Bed:
             raise BedError(reason)
         with _locked(CACHE / "apt.lock"):
             install_programs()
+        make_images()
         self._take_slot()
         if threading.current_thread() is threading.main_thread():
             self._old_handler = signal.signal(signal.SIGTERM, _exit_on_term)
@@ -308,28 +329,44 @@ class Bed:
     def _take_slot(self) -> None:
         CACHE.mkdir(parents=True, exist_ok=True)
         for slot in range(SLOTS):
-            handle = (CACHE / f"slot-{slot}.lock").open("w")
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.close()
+            if self._lock is None and self._claim(slot):
                 continue
-            self._slot, self._lock = slot, handle
-            break
-        else:
+            # The owner of another slot may have been killed, and the slot not be wanted again for days.
+            if (CACHE / f"slot-{slot}" / "state.json").exists():
+                reap(slot)
+        if self._lock is None:
             raise BedError(f"all {SLOTS} testbed slots under {CACHE} are in use")
-        self._data = CACHE / f"slot-{self._slot}"
-        self._bridge = f"lhbed{self._slot}"
-        self._prefix = f"10.231.{self._slot}"
-        self._subnet = f"{self._prefix}.0/24"
-        state = self._data / "state.json"
-        if state.exists():  # the last owner of this slot was killed: what it started still runs
-            self._run_dir = Path(json.loads(state.read_text())["run_dir"])
-            self._sweep()
         self._data.mkdir(parents=True, exist_ok=True)
         # A short path: the name of a Unix socket ends at 107 characters.
         self._run_dir = Path(tempfile.mkdtemp(prefix=f"lhbed{self._slot}-"))
-        state.write_text(json.dumps({"run_dir": str(self._run_dir)}))
+        (self._data / "state.json").write_text(json.dumps({"run_dir": str(self._run_dir)}))
+        # Nobody can clean up after a SIGKILL to itself: this process does, when its standard input ends.
+        self._guard = subprocess.Popen(
+            [sys.executable, "-S", str(Path(__file__).resolve()), "reap", str(self._slot)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, "LONGHAUL_TESTBED_CACHE": str(CACHE)},
+        )
+
+    def _claim(self, slot: int) -> bool:
+        """Own a slot if nobody does, and remove what a killed owner left in it."""
+        handle = (CACHE / f"slot-{slot}.lock").open("w")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            return False
+        self._slot, self._lock = slot, handle
+        self._data = CACHE / f"slot-{slot}"
+        self._bridge = f"lhbed{slot}"
+        self._prefix = f"10.231.{slot}"
+        self._subnet = f"{self._prefix}.0/24"
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            self._run_dir = Path(json.loads((self._data / "state.json").read_text())["run_dir"])
+            self._sweep()
+        return True
 
     def _start(self) -> None:
         _raise_inotify_limit()
@@ -447,8 +484,14 @@ class Bed:
             if self._old_handler is not None:
                 signal.signal(signal.SIGTERM, self._old_handler)
                 self._old_handler = None
+            if self._guard is not None and self._guard.stdin is not None:
+                self._guard.stdin.write(b"done")
+                self._guard.stdin.close()
+                self._guard.wait()
+                self._guard = None
             self._slot = -1
             self._lock.close()
+            self._lock = None
             _restore_inotify_limit()
 
     def _sweep(self) -> None:
@@ -596,6 +639,8 @@ class Bed:
             "ansible_user": "root",
             "ansible_ssh_private_key_file": str(self.key),
             "ansible_ssh_common_args": self.ssh_args,
+            # As in ansible.cfg, but a cut cable is noticed in seconds and loopback is not compressed.
+            "ansible_ssh_args": "-o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=3 -o ServerAliveCountMax=3",
             # Kept connections die with the bed: the next one may get the same ports.
             "ansible_control_path_dir": str(self._run_dir / "cp"),
             "ansible_python_interpreter": "/usr/bin/python3",
@@ -615,6 +660,14 @@ class Bed:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "hosts.json").write_text(json.dumps(self.inventory(groups, variables), indent=2) + "\n")
         return folder
+
+
+def reap(slot: int) -> None:
+    """Remove what a killed owner of a slot left: processes, mounts, bridge, rules, files. Nothing where the slot is in use."""
+    dead = Bed()
+    if dead._claim(slot):
+        dead._lock.close()
+        _restore_inotify_limit()
 
 
 def _raise_inotify_limit() -> None:
@@ -691,7 +744,12 @@ def _wait(what: str, ready: Any, timeout_s: float, log: Path | None) -> None:
 
 
 def main(words: Sequence[str]) -> int:
-    """``up N [PORT…]``: hosts to play with until Ctrl-C."""
+    """``up N [PORT…]``: hosts to play with until Ctrl-C. ``reap SLOT``: wait for the end of a bed's owner, then clean up."""
+    if len(words) == 2 and words[0] == "reap":
+        if sys.stdin.buffer.read() != b"done":
+            time.sleep(0.5)  # the kernel lets go of the slot's lock when the owner is all gone
+            reap(int(words[1]))
+        return 0
     if len(words) < 2 or words[0] != "up":
         print("usage: bed.py up COUNT [PORT ...]", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 import urllib.request
@@ -16,6 +17,18 @@ from testbed.bed import REPO, Bed, Host
 from testbed.images import Image
 
 KEY_ON_HOST = "/etc/engine-key"
+# What a load balancer's command would be called with; it notes whether the host answered at that moment.
+HOOK = """#!{python} -I
+import pathlib, sys, urllib.request
+what, host, url = sys.argv[1:]
+try:
+    urllib.request.build_opener(urllib.request.ProxyHandler({{}})).open(url + "/health", timeout=3).close()
+    how = "up"
+except OSError:
+    how = "down"
+with pathlib.Path(__file__).with_name("hooks.log").open("a") as log:
+    log.write(f"{{what}} {{host}} {{how}}\\n")
+"""
 PORT = 8000
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -29,6 +42,7 @@ class Fleet:
     images: Mapping[str, Image]
     folder: Path
     key: str
+    password: str = "none"
     inventory: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -38,6 +52,9 @@ class Fleet:
         key_here = self.folder / "secrets" / "key"
         key_here.parent.mkdir(parents=True, exist_ok=True)
         key_here.write_text(self.key + "\n")
+        hook = self.folder / "hook"
+        hook.write_text(HOOK.format(python=sys.executable))
+        hook.chmod(0o755)
         first = self.images["1.0"]
         variables: dict[str, Any] = {
             "container_runtime_insecure_registries": [self.bed.registry],
@@ -47,6 +64,10 @@ class Fleet:
             "engine_device": "cpu",
             "engine_image": first.reference,
             "engine_image_digest": first.digest,
+            # The bed's registry takes anybody; the password is there to be looked for where it must not be.
+            "engine_registry": self.bed.registry,
+            "engine_registry_username": "puller",
+            "engine_registry_password": self.password,
             "engine_host": "0.0.0.0",
             "engine_port": PORT,
             "engine_api_key_file": KEY_ON_HOST,
@@ -74,6 +95,7 @@ class Fleet:
             "report_results_dir": str(self.folder / "results"),
             "rollout_ladder_tokens": [500],
             "rollout_output_tokens": 4,
+            "rollout_drain_wait_s": 10,
         }
         content = self.bed.inventory({"engines": list(self.hosts)}, variables)
         for host in self.hosts:
@@ -87,6 +109,17 @@ class Fleet:
         image = self.images[tag]
         return ["-e", json.dumps({"engine_image": image.reference, "engine_image_digest": image.digest, **more})]
 
+    def hooks(self) -> dict[str, str]:
+        """Variables with which a roll tells a load balancer that is not there; ``hooked`` says what it was told."""
+        (self.folder / "hooks.log").unlink(missing_ok=True)
+        words = f"{self.folder / 'hook'} {{0}} {{{{{{{{ inventory_hostname }}}}}}}} {{{{{{{{ context_test_url }}}}}}}}"
+        return {"rollout_drain_command": words.format("drain"), "rollout_undrain_command": words.format("undrain")}
+
+    def hooked(self) -> list[str]:
+        """``drain HOST up`` or the like, in the order of the calls."""
+        log = self.folder / "hooks.log"
+        return log.read_text().splitlines() if log.exists() else []
+
     def play(self, playbook: str, *words: str, timeout_s: float = 420) -> play.Played:
         """Run a playbook over the fleet."""
         return play.play(playbook, self.inventory, *words, timeout_s=timeout_s)
@@ -94,6 +127,14 @@ class Fleet:
     def running_tag(self, host: Host) -> str:
         """Which image serves on a host: the tag that stands in the container's environment."""
         return host.run("docker exec longhaul-default printenv STANDIN_IMAGE_TAG", check=False).stdout.strip()
+
+    def tags(self) -> list[str]:
+        """``running_tag`` of all hosts."""
+        return [self.running_tag(host) for host in self.hosts]
+
+    def started(self) -> list[str]:
+        """``started_at`` of all hosts."""
+        return [self.started_at(host) for host in self.hosts]
 
     def started_at(self, host: Host) -> str:
         """Changes exactly when the serving container was started again."""

@@ -8,11 +8,14 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
+# A folder for the output of every run, with what each task took: where the time goes.
+PROFILE = os.environ.get("LONGHAUL_TESTBED_PROFILE", "")
 _RECAP = re.compile(r"^(\S+)\s+:\s+(ok=\d+.*)$", re.MULTILINE)
 
 
@@ -48,8 +51,10 @@ def command(playbook: str | Path, inventory: Path, *words: str) -> list[str]:
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The caller's environment with the repository's ansible.cfg and nothing that would colour or page the output."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    profiled = {"ANSIBLE_CALLBACKS_ENABLED": "longhaul_summary,ansible.posix.profile_tasks"} if PROFILE else {}
     return {
         **clean,
+        **profiled,
         "ANSIBLE_CONFIG": str(REPO / "ansible.cfg"),
         "ANSIBLE_NOCOLOR": "1",
         "PYTHONUNBUFFERED": "1",
@@ -93,6 +98,8 @@ class Running:
             start_new_session=True,
         )
         self._seen: list[str] = []
+        self._what = f"{Path(playbook).stem} {' '.join(words)}"
+        self._begun = time.monotonic()
 
     def __enter__(self) -> Running:
         return self
@@ -119,7 +126,18 @@ class Running:
             self.kill()
             rest, _ = self.child.communicate()
             rest += f"\n(killed after {timeout_s:.0f} s)"
-        return read(self.child.returncode, "".join(self._seen) + rest)
+        said = "".join(self._seen) + rest
+        if PROFILE:
+            self._keep(said)
+        return read(self.child.returncode, said)
+
+    def _keep(self, said: str) -> None:
+        folder = Path(PROFILE)
+        folder.mkdir(parents=True, exist_ok=True)
+        took = time.monotonic() - self._begun
+        number = len(list(folder.glob("*.log")))
+        header = f"{took:.1f} s  rc {self.child.returncode}  {os.environ.get('PYTEST_CURRENT_TEST', '')}  {self._what}\n"
+        (folder / f"{number:03d}.log").write_text(header + said)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """SIGKILL (or another signal) to the controller and all its workers, as when its machine goes away."""

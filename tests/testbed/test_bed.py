@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,8 +99,10 @@ def test_a_killed_controller_takes_its_workers_with_it(bed: Bed, host: Host, tmp
     assert host.run("test -e /root/begun", check=False).returncode == 0
 
 
-def test_nothing_of_a_bed_is_left_behind() -> None:
+def test_nothing_of_a_bed_is_left_behind(bed: Bed) -> None:
+    """And two beds live side by side: other ports, another bridge."""
     with Bed() as other:
+        assert other.registry != bed.registry
         run_dir, bridge = other.key.parent.parent, other._bridge
         other.hosts(1, ports=(), docker=False)
         assert Path(f"/sys/class/net/{bridge}").exists()
@@ -112,6 +115,32 @@ def test_nothing_of_a_bed_is_left_behind() -> None:
     assert f"longhaul-testbed-{bridge.removeprefix('lhbed')}" not in rules
     living = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(run_dir).encode() in _read(path)]
     assert living == []
+
+
+def test_a_killed_owner_leaves_nothing_either(bed: Bed) -> None:
+    """SIGKILL to whoever holds a bed, as when a CI job is cut off: daemons, hosts, bridge and mounts go all the same."""
+    words = [sys.executable, str(Path(play.__file__).with_name("bed.py")), "up", "1"]
+    owner = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout is not None
+        said = next(line for line in owner.stdout if ": ssh " in line)
+        owner.kill()
+    finally:
+        owner.kill()
+        owner.wait()
+        owner.stdout.close()
+    run_dir = next(word for word in said.split() if word.endswith("/keys/client")).removesuffix("/keys/client")
+    deadline = time.monotonic() + 30
+    while (left := _left(run_dir)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
+
+
+def _left(run_dir: str) -> list[str]:
+    """Processes, mounts, and the folder itself."""
+    living = [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if f"{run_dir}/".encode() in _read(path)]
+    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if run_dir in line]
+    return living + mounts + [run_dir] * Path(run_dir).exists()
 
 
 def _read(path: Path) -> bytes:

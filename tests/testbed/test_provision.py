@@ -144,24 +144,37 @@ def test_a_broken_daemon_json_is_refused_and_left_alone(
         host.write("/etc/docker/daemon.json", good)
 
 
-@pytest.mark.parametrize(
-    ("variable", "words"),
-    [
-        ({"container_runtime_source": "upstream"}, "docker.io is installed | required: no other Docker"),
-        ({"container_runtime_source": "internet"}, "found: container_runtime_source internet | required: one of distribution"),
-        ({"container_runtime_version": "99.9"}, "docker.io=99.9"),
-        ({"container_runtime_source": "files"}, "required: a folder with the package files"),
-        ({"gpu_driver_expected": {"gpus": 8}}, "found: no NVIDIA device on the PCI bus | required: 8 GPUs"),
-        ({"gpu_driver_reboot": "always"}, "required: never or if_needed"),
-    ],
-)
+BAD_INPUT = {
+    "source": ({"container_runtime_source": "upstream"}, "docker.io is installed | required: no other Docker"),
+    "word": (
+        {"container_runtime_source": "internet"},
+        "found: container_runtime_source internet | required: one of distribution",
+    ),
+    "version": ({"container_runtime_version": "99.9"}, "docker.io=99.9"),
+    "folder": ({"container_runtime_source": "files"}, "required: a folder with the package files"),
+    "gpus": ({"gpu_driver_expected": {"gpus": 8}}, "found: no NVIDIA device on the PCI bus | required: 8 GPUs"),
+    "reboot": ({"gpu_driver_reboot": "always"}, "required: never or if_needed"),
+}
+
+
 def test_bad_input_is_one_clear_line(
-    provisioned: tuple[play.Played, play.Played], hosts: list[Host], inventory: Path, playbook: Path,
-    variable: dict[str, object], words: str,
-) -> None:  # fmt: skip
-    refused = play.play(playbook, inventory, "--limit", hosts[1].name, "-e", json.dumps(variable))
+    provisioned: tuple[play.Played, play.Played], bed: Bed, hosts: list[Host], tmp_path: Path
+) -> None:
+    """Every mistake under a name of its own for the same host: one run tells all of them apart."""
+    host = hosts[1]
+    content = bed.inventory({"engines": []}, {"container_runtime_insecure_registries": [bed.registry]})
+    content["all"]["hosts"] = {name: {"ansible_port": host.ssh_port, **vars_} for name, (vars_, _) in BAD_INPUT.items()}
+    (tmp_path / "hosts.json").write_text(json.dumps(content))
+    (tmp_path / "roles.yml").write_text(PLAYBOOK)
+    before = host.run("cat /etc/docker/daemon.json; dpkg -l | sha256sum; ls /etc/apt/sources.list.d").stdout
+    refused = play.play(tmp_path / "roles.yml", tmp_path / "hosts.json")
     assert refused.code == 2
-    assert words in " ".join(refused.text.split())
+    lines = {line.split(":")[0].strip(): line for line in refused.text.splitlines() if ": failed at '" in line}
+    for name, (_, words) in BAD_INPUT.items():
+        assert refused.recap[name]["failed"] == 1
+        assert refused.recap[name]["changed"] == 0
+        assert words in " ".join(lines[name].split()), lines[name]
+    assert host.run("cat /etc/docker/daemon.json; dpkg -l | sha256sum; ls /etc/apt/sources.list.d").stdout == before
 
 
 def test_an_air_gapped_host_installs_from_carried_files(
