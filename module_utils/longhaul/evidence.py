@@ -51,6 +51,8 @@ def parse_counters(page: bytes, names: MetricNames, unix_s: float | None = None)
         "kv_usage": names.kv_usage,
         "preemptions": names.preemptions,
         "requests_finished": names.requests_finished,
+        "queue_time_s": f"{names.queue_time}_sum" if names.queue_time else None,
+        "queue_times": f"{names.queue_time}_count" if names.queue_time else None,
     }
     wanted = tuple(dict.fromkeys(n for n in fields.values() if n))
     sums: dict[str, float] = {}
@@ -171,6 +173,18 @@ def delta(before: Counters | None, after: Counters | None) -> Delta | None:
         if a is not None and b is not None and b < a - 0.5:
             restarted = True
     return Delta(restarted=restarted, **moved)
+
+
+def queue_s(before: Counters | None, after: Counters | None) -> float | None:
+    """Mean seconds that a request of the point waited in the server's queue, by its own histogram; ``None``: it does not say.
+
+    SGLang's histogram appears with the first request, so that an absent "before" is zero where "after" is there.
+    """
+    if before is None or after is None or after.queue_times is None or after.queue_time_s is None:
+        return None
+    count = after.queue_times - (before.queue_times or 0.0)
+    total = after.queue_time_s - (before.queue_time_s or 0.0)
+    return total / count if count > 0 and total >= 0 else None
 
 
 @dataclass(frozen=True)

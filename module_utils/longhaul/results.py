@@ -131,7 +131,10 @@ class Reason:
 
 @dataclass(frozen=True)
 class Counters:
-    """Server counters at one instant (cumulative tokens since the server's start, gauges as they stood)."""
+    """Server counters at one instant (cumulative tokens since the server's start, gauges as they stood).
+
+    ``queue_time_s``: seconds that ``queue_times`` requests waited in the server's queue, in all.
+    """
 
     unix_s: float
     prompt_tokens: float | None = None
@@ -143,6 +146,8 @@ class Counters:
     kv_usage: float | None = None
     preemptions: float | None = None
     requests_finished: float | None = None
+    queue_time_s: float | None = None
+    queue_times: float | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +215,7 @@ class PointResult:
     expected_s: float | None = None
     wall_s: float | None = None
     attempts: int = 1
+    server_queue_s: float | None = None
 
 
 @dataclass(frozen=True)

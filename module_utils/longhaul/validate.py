@@ -37,6 +37,7 @@ from .evidence import (
     parse_loads,
     parse_models,
     parse_server_info,
+    queue_s,
     traffic,
 )
 from .files import write_atomic
@@ -1019,6 +1020,7 @@ class _Run:
             client_lag_s=max((r.client_lag_s or 0.0 for r in records), default=None),
             expected_s=expected.total_s,
             wall_s=ended - began,
+            server_queue_s=queue_s(before, after),
         )
 
     def _watched(self, before: Counters | None, series: Sequence[KvSample]) -> str | None:

@@ -36,6 +36,8 @@ class State:
         self.finished = 0
         self.aborted = 0
         self.preemptions = 0
+        self.queue_time_s = 0.0
+        self.queue_times = 0
         self.running: set[Stream] = set()
         self.waiting: collections.deque[Stream] = collections.deque()
         self.prefill_free_at = 0.0
@@ -129,6 +131,8 @@ class Stream:
             begins = max(begins, state.prefill_free_at)
         if self.queued:
             begins = max(begins, loop.time())
+        state.queue_time_s += max(0.0, begins - self.received_at)
+        state.queue_times += 1
         self.due = begins + prefill
         state.prefill_free_at = self.due
         self.handle = loop.call_at(self.due, self._token)
@@ -538,6 +542,8 @@ def metrics_text(state: State) -> str:
             "vllm:generation_tokens_total": state.generation_tokens,
         }
         lines = [f"# TYPE {name} gauge\n{name}{labels} {float(value)}" for name, value in values.items()]
+        lines += [f"vllm:request_queue_time_seconds_sum{labels} {state.queue_time_s}"]
+        lines += [f"vllm:request_queue_time_seconds_count{labels} {float(state.queue_times)}"]
         for reason, count in (("stop", 0), ("length", state.finished), ("abort", 0)):
             where = f'{{engine="0",finished_reason="{reason}",model_name="{options.served_name}"}}'
             lines.append(f"vllm:request_success_total{where} {float(count)}")
@@ -553,6 +559,8 @@ def metrics_text(state: State) -> str:
             "sglang:token_usage": usage,
             "sglang:num_used_tokens": state.used_tokens,
             "sglang:max_total_num_tokens": options.kv_tokens,
+            "sglang:queue_time_seconds_sum": state.queue_time_s,
+            "sglang:queue_time_seconds_count": state.queue_times,
         }
         # Like the real one: the counter of cached tokens appears with the first hit.
         lines = [f"{name}{labels} {float(value)}" for name, value in values.items() if value or "cached" not in name]

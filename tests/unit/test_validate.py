@@ -363,6 +363,18 @@ def test_concurrency_points_say_what_will_queue(tmp_path: Path) -> None:
     assert any("2 fit at once, 3 will queue" in s for s in steps)
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_the_servers_queue_is_told_apart_from_its_prefill(engine: str, tmp_path: Path, run: Callable[..., RunResult]) -> None:
+    slow = ("--ttft", "0.2", "--gap", "0.002")
+    points = (Point(1000, 4, 3),)
+    one_by_one = run((*slow, "--kv-tokens", "1100"), tmp_path / "1", engine=engine, points=points).points[0]
+    at_once = run(slow, tmp_path / "2", engine=engine, points=points).points[0]
+    assert one_by_one.server_queue_s is not None
+    assert at_once.server_queue_s is not None
+    assert 0.18 < one_by_one.server_queue_s < 1.0, "of three, one waits for none, one for one, one for two prefills"
+    assert at_once.server_queue_s < 0.05
+
+
 def test_needles_are_asked_for_in_the_timed_request(tmp_path: Path, run: Callable[..., RunResult]) -> None:
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     known = ("--tokenizer-json", str(tokenizer / "tokenizer.json"), *QUICK)

@@ -167,7 +167,10 @@ class EngineCapacity:
 
 @dataclass(frozen=True)
 class MetricNames:
-    """Prometheus series of the engine; ``None`` where it has none. All are summed over label sets."""
+    """Prometheus series of the engine; ``None`` where it has none. All are summed over label sets.
+
+    ``queue_time``: a histogram of seconds that requests waited, without ``_sum`` and ``_count``.
+    """
 
     prompt_tokens: str
     generation_tokens: str
@@ -178,6 +181,7 @@ class MetricNames:
     kv_usage: str
     preemptions: str | None
     requests_finished: str | None
+    queue_time: str | None = None
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,7 @@ METRICS = MetricNames(
     kv_usage="sglang:token_usage",
     preemptions=None,
     requests_finished="sglang:num_requests_total",
+    queue_time="sglang:queue_time_seconds",
 )
 
 _START = "server_args="

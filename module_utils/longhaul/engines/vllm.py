@@ -160,6 +160,7 @@ METRICS = MetricNames(
     kv_usage="vllm:kv_cache_usage_perc",
     preemptions="vllm:num_preemptions_total",
     requests_finished="vllm:request_success_total",
+    queue_time="vllm:request_queue_time_seconds",
 )
 
 _KV_SIZE = re.compile(r"KV cache size: ([\d,]+) tokens")

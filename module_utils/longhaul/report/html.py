@@ -667,6 +667,7 @@ def _evidence(run: RunResult) -> str:
         Column("Cached", True, "share of the prompt tokens that came from the cache"),
         Column("Build", True, "client: building the request, median"),
         Column("Upload", True, "client: sending the body, median"),
+        Column("Queued", True, "server: waiting for its turn, mean, by its own metrics"),
         Column("Client lag", True, "largest delay of the client's event loop"),
         Column("E2E p50", True),
         Column("Output, tok/s", True, "all requests together"),
@@ -692,6 +693,7 @@ def _evidence(run: RunResult) -> str:
             (lambda v: percent(v, 1), point.cached_share),
             (seconds, p50(point.build_s)),
             (seconds, p50(point.upload_s)),
+            (seconds, point.server_queue_s),
             (seconds, point.client_lag_s),
         ]
         measured: list[tuple[Callable[[object], str], object]] = [
