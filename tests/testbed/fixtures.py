@@ -19,6 +19,19 @@ def _unavailable(reason: str) -> str:
     return f"no testbed here: {reason}"
 
 
+def _reason() -> str | None:
+    return "LONGHAUL_TESTBED=off" if os.environ.get("LONGHAUL_TESTBED") == "off" else why_not()
+
+
+def skip_together(items: list[pytest.Item]) -> None:
+    """Where no bed can be made, one line for each file of tests instead of one for each test."""
+    reason = _reason()
+    if reason and os.environ.get("LONGHAUL_TESTBED") != "required":
+        for item in items:
+            if item.get_closest_marker("testbed"):
+                item.add_marker(pytest.mark.skip(reason=_unavailable(reason)))
+
+
 @pytest.fixture(scope="session")
 def bed() -> Iterator[Bed]:
     """One bed for the whole session, however many conftests import this; skips, with the reason, where none can be made.
@@ -29,7 +42,7 @@ def bed() -> Iterator[Bed]:
     if _shared:
         yield _shared[0]
         return
-    reason = "LONGHAUL_TESTBED=off" if os.environ.get("LONGHAUL_TESTBED") == "off" else why_not()
+    reason = _reason()
     if reason:
         pytest.skip(_unavailable(reason))
     made = Bed()
