@@ -270,3 +270,43 @@ class TestHost:
         assert filters.longhaul_endpoint({"inventory_hostname": "a", "ansible_connection": "local"})[1:] == [
             "localhost", "", "default", "8000",
         ]  # fmt: skip
+
+
+class TestTogether:
+    def test_all_that_is_wrong_is_said_at_once(self, tmp_path: Path) -> None:
+        findings = preflight.run_checks(
+            {
+                "engine": {"name": "vllm", "version": "0.12.0", "runtime": "podman", "settings": SETTINGS},
+                "model_store": {"source": "nowhere"},
+                "ladder": {"ladder_tokens": [9000], "concurrency": [1], "output_tokens": 1, "context_tokens": 8192},
+                "shm": {
+                    "engine": "vllm",
+                    "version": "0.32.0",
+                    "runtime": "docker",
+                    "device": "cpu",
+                    "ipc": "private",
+                    "shm_size": "x",
+                },
+                "home": "relative",
+                "endpoints": None,
+            }
+        )
+        words = (
+            "engine_runtime",
+            "model_store_source",
+            "ladder point",
+            "engine_container_shm_size",
+            "longhaul_home",
+            "engine_context",
+        )
+        assert all(any(word in f.found for f in findings) for word in words), findings
+        assert len(findings) == len(words)
+
+    def test_a_warning_alone_does_not_fail(self) -> None:
+        doubt, refusal = Finding("a", "b", "c", "warn"), Finding("d", "e", "f")
+        result, warnings = preflight.as_result([doubt])
+        assert not result.get("failed")
+        assert warnings == ["found: a | required: b | fix: c"]
+        result, _ = preflight.as_result([doubt, refusal, refusal])
+        assert (result["failed"], result["msg"]) == (True, "found: d | required: e | fix: f")
+        assert [f["severity"] for f in result["findings"]] == ["warn", "refuse", "refuse"]
