@@ -297,7 +297,6 @@ class TestTogether:
             "ladder point",
             "engine_container_shm_size",
             "longhaul_home",
-            "engine_context",
         )
         assert all(any(word in f.found for f in findings) for word in words), findings
         assert len(findings) == len(words)
