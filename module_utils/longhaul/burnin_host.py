@@ -213,8 +213,9 @@ def conclude(
 
     Returns the run as written to ``run.json`` and all facts of ``host_instance``.
     """
-    failure = " ".join(failure.split())
     folder = evidence(where, run_id)
+    # One line; and the log will be where the evidence is, not where it was.
+    failure = " ".join(failure.split()).replace(str(where.log), str(folder / "engine.log"))
     folder.mkdir(parents=True, exist_ok=True)
     measured = where.results / run_id
     if measured.is_dir():

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from longhaul.burnin_host import all_reduce
 from longhaul.results import Verdict, load_run
 from longhaul.runtimes import healthy
 from longhaul.spec import load_spec
 from longhaul.supervisor import Supervisor
+from support.engine import engine_python
 from support.runner import Outcome, run_playbook
 
 from e2e.conftest import Deployment, free_port
 
 pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).resolve().parents[2]
 NEEDS_GPU = {"roofline", "clocks", "temperature", "throttling", "ECC", "all-reduce"}
 
 
@@ -101,6 +104,17 @@ def test_an_engine_that_dies_fails_the_burnin_with_its_words_and_the_host_is_giv
     assert load_spec(deployment.layout) == spec
     assert healthy(deployment.layout, spec)
     assert Supervisor(deployment.layout).state().alive
+
+
+@pytest.mark.engine
+def test_the_all_reduce_runs_with_the_engines_own_torch() -> None:
+    """Two processes over gloo: the program, its arithmetic and its spawning; NCCL and GPUs are not here."""
+    script = (ROOT / "roles/burnin/files/allreduce.py").read_text(encoding="utf-8")
+    found = all_reduce(str(engine_python()), script, gpus=2, mib=4, device="cpu", env={"NCCL_NVLS_ENABLE": "0"}, timeout_s=300)
+    assert (found["gpus"], found["bytes"], found["backend"]) == (2, 4 * 2**20, "gloo")
+    # 2 (n - 1) / n is 1 for two.
+    assert found["bus_gb_per_s"] == found["algorithm_gb_per_s"] > 0
+    assert found["environment"]["NCCL_NVLS_ENABLE"] == "0"
 
 
 def test_check_mode_on_a_clean_host_makes_nothing() -> None:

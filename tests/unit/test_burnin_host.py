@@ -206,11 +206,15 @@ def test_the_result_outlives_the_burnin_with_evidence_and_facts(machine: Machine
 
 def test_an_end_before_any_result_is_a_result_too(machine: Machine, tmp_path: Path) -> None:
     burnin = Layout(tmp_path, "burnin")
-    judged, facts = conclude(burnin, "default", "r", host="h", limits=Limits(), allreduce=None, failure="port 8000\n is held")
+    why = f"port 8000\n is held, see {burnin.log}"
+    judged, facts = conclude(burnin, "default", "r", host="h", limits=Limits(), allreduce=None, failure=why)
     assert judged.verdict is Verdict.FAIL
     assert not judged.complete
     assert facts["burnin"]["verdict"] == "FAIL"
-    assert facts["burnin"]["reasons"][0].startswith("engine: port 8000 is held")
+    kept = evidence(burnin, "r") / "engine.log"
+    assert facts["burnin"]["reasons"][0].startswith(f"engine: port 8000 is held, see {kept}"), (
+        "the burn-in's own log is gone then"
+    )
     assert state_file(burnin).exists() is False
 
 
