@@ -39,6 +39,14 @@ def test_every_configuration_of_the_request_is_there() -> None:
 
 
 @pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
+def test_compare_reads_all_that_the_set_says(path: Path) -> None:
+    """playbooks/compare.yml refuses a variable that it would not hand on."""
+    (task,) = yaml.safe_load((ROOT / "playbooks" / "tasks" / "compare_engine.yml").read_text())
+    handed = {name: text for name, text in task["vars"].items() if f"__compare_set.{name}" in str(text)}
+    assert set(load(path)) <= set(handed)
+
+
+@pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
 def test_the_set_fits_eight_h200(path: Path) -> None:
     values = load(path)
     ladder = [(tokens + 200, 1) for tokens in values["context_test_ladder_tokens"]]
