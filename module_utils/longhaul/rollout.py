@@ -36,6 +36,8 @@ class HostRow:
     task: str = ""
     why: str = ""
     verdict: str = ""
+    # Every verdict since the run began: a host that was brought back ends with the PASS of what it was brought back to.
+    verdicts: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -66,6 +68,7 @@ class Board:
         if kind == "runner_on_ok":
             if result.get("verdict") in Verdict.__members__:
                 row.verdict = str(result["verdict"])
+                row.verdicts.append(row.verdict)
             changed = bool(result.get("changed"))
             if row.stages.get(stage) != "FAILED":
                 row.stages[stage] = "changed" if changed or row.stages.get(stage) == "changed" else "ok"
@@ -76,6 +79,11 @@ class Board:
             row.why = reason(result)
             return f"{host}: {task}: {word}: {row.why}"
         return None
+
+    def stopping_verdicts(self) -> list[str]:
+        """What the hosts were judged that did not make it."""
+        lost = [row for row in self.hosts.values() if {"FAILED", "LOST"} & set(row.stages.values())]
+        return [verdict for row in lost for verdict in row.verdicts]
 
     def table(self, width: int = 120) -> list[str]:
         """The table as lines no wider than ``width``."""
@@ -209,7 +217,7 @@ def main(words: Sequence[str], root: Path) -> int:
             cancel_callback=lambda: stopped,
         )
         screen.show(board, None, force=True)
-        code = exit_code(int(done.rc), [h.verdict for h in board.hosts.values()], stopped=stopped)
+        code = exit_code(int(done.rc), board.stopping_verdicts(), stopped=stopped)
         target = options.results / options.run_id / "rollout"
         summary = {
             "run_id": options.run_id,

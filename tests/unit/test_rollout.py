@@ -70,6 +70,22 @@ def test_a_failed_loop_says_what_its_items_said() -> None:
     assert [line.strip() for line in lines[1:]] == ["gpu-01: failed at 'Preflight': found: 9 required: 8"]
 
 
+def test_the_verdict_that_stopped_a_roll_outlives_the_way_back() -> None:
+    board = Board()
+    board.take(event("runner_on_ok", "gpu-02", verdict="INCONCLUSIVE"))  # accepted: that host went on
+    board.take(event("runner_on_ok", verdict="INVALID"))
+    board.take(event("runner_on_ok", verdict="PASS"))
+    board.take(event("runner_on_failed", msg="rolled back"))
+    assert board.hosts["gpu-01"].verdict == "PASS"
+    assert exit_code(2, board.stopping_verdicts()) == 3
+    assert exit_code(0, board.stopping_verdicts()) == 0
+    died = Board()
+    died.take(event("runner_on_ok", "gpu-02", verdict="INCONCLUSIVE"))
+    died.take(event("runner_on_ok", verdict="PASS"))
+    died.take(event("runner_on_failed", msg="rolled back: out of memory"))
+    assert exit_code(2, died.stopping_verdicts()) == 1
+
+
 @pytest.mark.parametrize(
     ("ansible", "verdicts", "stopped", "wanted"),
     [
