@@ -8,7 +8,8 @@ module: longhaul_burnin
 short_description: Make room for a burn-in, measure the all-reduce, judge, and give the host back
 description:
   - V(look) refuses a host that serves. V(begun) stops what serves (with O(replace)), keeps what must be started again, and starts to
-    sample the GPUs. V(reduced) measures the all-reduce. V(judged) ends the sampling, judges, and writes evidence and facts.
+    sample the GPUs. V(reduced) measures the all-reduce as the engine of the burn-in's spec would do it.
+    V(judged) ends the sampling, judges, and writes evidence and facts.
     V(ended) takes the burn-in's instance away and names the endpoints to start again.
   - A verdict other than PASS does not fail the task; the playbook's gate does, after the reports are written.
   - Reports no change - the host is given back as it was.
@@ -23,13 +24,10 @@ options:
   replace: {description: Stop what serves here., type: bool, default: false}
   stop_timeout_s: {description: Seconds until a stopping engine is killed., type: int, default: 60}
   limits: {description: "What a healthy host shows (longhaul.burnin.Limits).", type: dict, default: {}}
-  python: {description: The engine's interpreter., type: str, default: ""}
   script: {description: The all-reduce program's text., type: str, default: ""}
   gpu_indexes: {description: "GPUs of the endpoint, which must be empty (V(begun)); none means all.", type: list, elements: int, default: []}
-  gpus: {description: GPUs of the all-reduce., type: int, default: 1}
   mib: {description: Size of the all-reduced buffer in MiB., type: int, default: 1024}
-  device: {description: "cuda, rocm or cpu.", type: str, default: cuda}
-  env: {description: "Environment of the all-reduce, on top of the module's own.", type: dict, default: {}}
+  device: {description: "cuda, rocm or cpu (V(begun)).", type: str, default: cuda}
   timeout_s: {description: Seconds for the all-reduce., type: int, default: 180}
   allreduce: {description: What V(reduced) returned., type: dict}
   failure: {description: Why the burn-in ended early., type: str, default: ""}
@@ -54,15 +52,16 @@ out_dir: {description: Where the evidence lies., returned: state judged, type: s
 
 from ansible.module_utils.longhaul.burnin import limits_from
 from ansible.module_utils.longhaul.burnin_host import (
-    all_reduce,
     begin,
     check_instance,
     conclude,
     end,
     evidence,
+    reduce_spec,
     refuse_if_serving,
     serving,
 )
+from ansible.module_utils.longhaul.spec import load_spec
 from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
 
 
@@ -91,15 +90,7 @@ def work(module, progress):
         )
         return {**result, **found}
     if state == "reduced":
-        found = all_reduce(
-            options["python"],
-            options["script"],
-            gpus=options["gpus"],
-            mib=options["mib"],
-            device=options["device"],
-            env={str(k): str(v) for k, v in options["env"].items()},
-            timeout_s=options["timeout_s"],
-        )
+        found = reduce_spec(where, load_spec(where), options["script"], mib=options["mib"], timeout_s=options["timeout_s"])
         return {**result, "allreduce": found}
     if state == "ended":
         return {**result, "paused": end(where, run_id)}
@@ -135,13 +126,10 @@ def main():
             "replace": {"type": "bool", "default": False},
             "stop_timeout_s": {"type": "int", "default": 60},
             "limits": {"type": "dict", "default": {}},
-            "python": {"type": "str", "default": ""},
             "script": {"type": "str", "default": ""},
             "gpu_indexes": {"type": "list", "elements": "int", "default": []},
-            "gpus": {"type": "int", "default": 1},
             "mib": {"type": "int", "default": 1024},
             "device": {"type": "str", "default": "cuda"},
-            "env": {"type": "dict", "default": {}},
             "timeout_s": {"type": "int", "default": 180},
             "allreduce": {"type": "dict"},
             "failure": {"type": "str", "default": ""},

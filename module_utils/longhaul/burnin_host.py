@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from .burnin import Limits, Sampler, burnin_facts, judge, with_burnin
-from .dockerd import DockerRuntime
+from .container import LABEL_SPEC, create_body, host_folders
+from .dockerd import Docker, DockerRuntime, demultiplex
 from .endpoint_test import detect_gpus, environment
 from .errors import UserError
 from .files import read_json, to_json, write_atomic
@@ -37,6 +38,7 @@ from .supervisor import Supervisor
 # A driver and a display hold some memory of every card; an engine that is left over holds much more.
 FREE_GPU_BYTES = 2 * GIB
 LOG_LINES = 20_000
+_SCRIPT_INSIDE = "/longhaul-allreduce.py"
 
 
 def state_file(where: Layout) -> Path:
@@ -145,30 +147,30 @@ def end(where: Layout, run_id: str) -> list[str]:
     return paused
 
 
-def all_reduce(
-    python: str,
-    script: str,
-    *,
-    gpus: int,
-    mib: int,
-    device: str,
-    env: Mapping[str, str],
-    timeout_s: float,
-) -> dict[str, Any]:
-    """Run the all-reduce ``script`` with the engine's interpreter. Returns its JSON, or ``skipped``/``error`` with the reason.
+def reduce_spec(where: Layout, spec: Mapping[str, Any] | None, script: str, *, mib: int, timeout_s: float) -> dict[str, Any]:
+    """The all-reduce as the engine of ``spec`` would do it: its interpreter or image, its environment, as many GPUs."""
+    if spec is None:
+        return {"skipped": "no spec"}
+    settings = spec["settings"]
+    gpus = int(settings["tensor_parallel"]) * int(settings["pipeline_parallel"])
+    if gpus < 2:
+        return {"skipped": "one GPU"}
+    words = ["--ranks", str(gpus), "--mib", str(mib), "--device", str(settings["device"])]
+    if spec["runtime"] == "docker":
+        return reduce_in_container(where, spec, script, words, timeout_s)
+    return all_reduce(str(spec["argv"][0]), script, words, env=spec["env"], timeout_s=timeout_s)
+
+
+def all_reduce(python: str, script: str, words: Sequence[str], *, env: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
+    """Run the all-reduce ``script`` with an interpreter that has torch. Returns its JSON, or ``error`` with the reason.
 
     The environment of the caller goes along (NCCL_NVLS_ENABLE, TORCH_SYMM_MEM_DISABLE_MULTICAST ...), ``env`` on top.
     """
-    if gpus < 2:
-        return {"skipped": "one GPU"}
-    if not Path(python).is_file():
-        return {"skipped": "the engine's interpreter is not on the host (runtime docker)"}
     with tempfile.TemporaryDirectory(prefix="longhaul-") as folder:
         path = Path(folder) / "allreduce.py"
         path.write_text(script, encoding="utf-8")
-        words = [python, str(path), "--ranks", str(gpus), "--mib", str(mib), "--device", device]
         process = subprocess.Popen(
-            words,
+            [python, str(path), *words],
             env={**os.environ, **env},
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -186,6 +188,48 @@ def all_reduce(
             process.communicate()
             return {"error": f"no all-reduce within {timeout_s:.0f} s"}
     return parse_all_reduce(process.returncode, text)
+
+
+def reduce_in_container(
+    where: Layout, spec: Mapping[str, Any], script: str, words: Sequence[str], timeout_s: float, docker: Docker | None = None
+) -> dict[str, Any]:
+    """The same in a container like the engine's: image, GPUs, shared memory, limits and mounts are those of the spec.
+
+    It carries the endpoint's label, so that the end of the burn-in removes it should this be cut short.
+    """
+    docker = docker or Docker()
+    path = where.state / "allreduce.py"
+    write_atomic(path, script)
+    for folder in host_folders(spec):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    body = create_body(spec, endpoint=str(where.state), spec_file=str(where.current_spec), launcher=str(where.launcher))
+    body["Entrypoint"] = [body["Entrypoint"][0], _SCRIPT_INSIDE, *words]
+    here = {k: v for k, v in os.environ.items() if k.startswith(("NCCL_", "TORCH_SYMM_MEM_"))}
+    body["Env"] = [f"{k}={v}" for k, v in {**here, **spec["env"]}.items()]
+    body["Labels"] = {**body["Labels"], LABEL_SPEC: "allreduce"}
+    body.pop("Healthcheck")
+    body["HostConfig"]["RestartPolicy"] = {"Name": "no"}
+    body["HostConfig"]["Mounts"].append({"Type": "bind", "Source": str(path), "Target": _SCRIPT_INSIDE, "ReadOnly": True})
+    try:
+        made = str(json.loads(docker.call("POST", "/containers/create", body)[1])["Id"])
+    except UserError as error:
+        return {"error": error.found}
+    try:
+        docker.call("POST", f"/containers/{made}/start")
+        end_s = time.monotonic() + timeout_s
+        state = docker.get(f"/containers/{made}/json")["State"]
+        while state["Running"]:
+            if time.monotonic() > end_s:
+                return {"error": f"no all-reduce within {timeout_s:.0f} s"}
+            time.sleep(0.5)
+            state = docker.get(f"/containers/{made}/json")["State"]
+        _, logs = docker.call("GET", f"/containers/{made}/logs?stdout=1&stderr=1")
+    except UserError as error:
+        return {"error": error.found}
+    finally:
+        with contextlib.suppress(UserError):
+            docker.call("DELETE", f"/containers/{made}?force=1&v=1", ok=(404, 409))
+    return parse_all_reduce(int(state["ExitCode"]), demultiplex(logs).decode(errors="replace"))
 
 
 def parse_all_reduce(code: int, text: str) -> dict[str, Any]:

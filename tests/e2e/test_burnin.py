@@ -110,7 +110,8 @@ def test_an_engine_that_dies_fails_the_burnin_with_its_words_and_the_host_is_giv
 def test_the_all_reduce_runs_with_the_engines_own_torch() -> None:
     """Two processes over gloo: the program, its arithmetic and its spawning; NCCL and GPUs are not here."""
     script = (ROOT / "roles/burnin/files/allreduce.py").read_text(encoding="utf-8")
-    found = all_reduce(str(engine_python()), script, gpus=2, mib=4, device="cpu", env={"NCCL_NVLS_ENABLE": "0"}, timeout_s=300)
+    words = ["--ranks", "2", "--mib", "4", "--device", "cpu"]
+    found = all_reduce(str(engine_python()), script, words, env={"NCCL_NVLS_ENABLE": "0"}, timeout_s=300)
     assert (found["gpus"], found["bytes"], found["backend"]) == (2, 4 * 2**20, "gloo")
     # 2 (n - 1) / n is 1 for two.
     assert found["bus_gb_per_s"] == found["algorithm_gb_per_s"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,19 @@ from longhaul.burnin_host import (
     endpoints,
     evidence,
     parse_all_reduce,
+    reduce_in_container,
+    reduce_spec,
     refuse_if_serving,
     serving,
     state_file,
 )
+from longhaul.container import as_options, container_from
+from longhaul.dockerd import Docker
 from longhaul.errors import UserError
 from longhaul.hardware import GIB, DetectedGpu
 from longhaul.layout import Layout
 from longhaul.results import RunResult, Verdict, dump_run, load_run
+from longhaul.spec import render_spec, settings_from
 from longhaul.supervisor import ProgramState
 
 
@@ -226,13 +232,74 @@ def test_the_all_reduce_gets_the_callers_environment_and_says_why_it_failed(monk
         "print(json.dumps({'gpus': int(sys.argv[2]), 'bus_gb_per_s': 1.0, 'nvls': os.environ['NCCL_NVLS_ENABLE'],"
         " 'more': os.environ['MORE']}))\n"
     )
-    kwargs: dict[str, Any] = {"gpus": 2, "mib": 1, "device": "cuda", "env": {"MORE": "x"}, "timeout_s": 60}
-    found = all_reduce(sys.executable, script, **kwargs)
-    assert found == {"gpus": 2, "bus_gb_per_s": 1.0, "nvls": "0", "more": "x"}
-    assert all_reduce(sys.executable, "raise RuntimeError('NCCL error: x')", **kwargs) == {"error": "RuntimeError: NCCL error: x"}
-    late = all_reduce(sys.executable, "import time; time.sleep(60)", **(kwargs | {"timeout_s": 0.5}))
-    assert "within" in late["error"]
-    assert all_reduce(sys.executable, script, **(kwargs | {"gpus": 1})) == {"skipped": "one GPU"}
-    for nowhere in ("", "python3-of-an-image"):
-        assert "docker" in all_reduce(nowhere, script, **kwargs)["skipped"]
+    words = ["--ranks", "2"]
+
+    def run(text: str, timeout_s: float = 60) -> dict[str, Any]:
+        return all_reduce(sys.executable, text, words, env={"MORE": "x"}, timeout_s=timeout_s)
+
+    assert run(script) == {"gpus": 2, "bus_gb_per_s": 1.0, "nvls": "0", "more": "x"}
+    assert run("raise RuntimeError('NCCL error: x')") == {"error": "RuntimeError: NCCL error: x"}
+    assert "within" in run("import time; time.sleep(60)", 0.5)["error"]
     assert parse_all_reduce(137, "") == {"error": "exit code 137"}
+
+
+def docker_spec(tmp_path: Path, tensor_parallel: int = 8) -> dict[str, Any]:
+    settings = settings_from(
+        {"model_path": str(tmp_path), "served_model_name": "m", "context_tokens": 8192, "tensor_parallel": tensor_parallel}
+    )
+    container = as_options(
+        container_from(
+            {"image": "vllm/vllm-openai:v0.12.0", "cache_dir": str(tmp_path / "cache"), "shm_size": "64g", "ipc": "private"}
+        )
+    )
+    return render_spec("vllm", "0.12.0", "docker", settings, instance="burnin", python="python3", container=container) | {
+        "env": {"NCCL_DEBUG": "WARN"}
+    }
+
+
+class FakeDocker(Docker):
+    """A daemon that runs what it is told to and then says ``said``."""
+
+    def __init__(self, said: str, code: int = 0, running: int = 1) -> None:
+        super().__init__()
+        self.said, self.code, self.running, self.asked = said, code, running, list[tuple[str, str]]()
+        self.body: Mapping[str, Any] = {}
+
+    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, **more: Any) -> tuple[int, bytes]:
+        self.asked.append((method, path.partition("?")[0]))
+        if path == "/containers/create":
+            self.body = body or {}
+            return 201, b'{"Id": "c1"}'
+        if path.endswith("/json"):
+            self.running -= 1
+            return 200, json.dumps({"State": {"Running": self.running >= 0, "ExitCode": self.code}}).encode()
+        return 200, self.said.encode() if "/logs" in path else b""
+
+
+def test_in_a_container_it_has_the_engines_image_gpus_and_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a made-up daemon: what is asked of Docker, and that nothing is left there."""
+    monkeypatch.setenv("NCCL_NVLS_ENABLE", "0")
+    docker = FakeDocker('noise\n{"gpus": 8, "bus_gb_per_s": 480.0}\n')
+    where = Layout(tmp_path, "burnin")
+    spec = docker_spec(tmp_path)
+    assert reduce_in_container(where, spec, "script", ["--ranks", "8"], 60, docker) == {"gpus": 8, "bus_gb_per_s": 480.0}
+    body = docker.body
+    assert body["Image"] == "vllm/vllm-openai:v0.12.0"
+    assert body["Entrypoint"] == ["python3", "/longhaul-allreduce.py", "--ranks", "8"]
+    assert set(body["Env"]) == {"NCCL_NVLS_ENABLE=0", "NCCL_DEBUG=WARN"}
+    assert body["HostConfig"]["DeviceRequests"][0]["Count"] == -1
+    assert body["HostConfig"]["ShmSize"] == 64 << 30
+    assert body["HostConfig"]["RestartPolicy"] == {"Name": "no"}
+    assert "Healthcheck" not in body
+    script = next(m for m in body["HostConfig"]["Mounts"] if m["Target"] == "/longhaul-allreduce.py")
+    assert Path(script["Source"]).read_text(encoding="utf-8") == "script"
+    assert docker.asked[-1] == ("DELETE", "/containers/c1")
+    late = FakeDocker("", running=1000)
+    assert "within" in reduce_in_container(where, spec, "script", [], 0.0, late)["error"]
+    assert late.asked[-1] == ("DELETE", "/containers/c1")
+
+
+def test_the_all_reduce_is_for_two_gpus_or_more(tmp_path: Path) -> None:
+    where = Layout(tmp_path, "burnin")
+    assert reduce_spec(where, docker_spec(tmp_path, 1), "", mib=1, timeout_s=1) == {"skipped": "one GPU"}
+    assert reduce_spec(where, None, "", mib=1, timeout_s=1) == {"skipped": "no spec"}
