@@ -414,6 +414,7 @@ def main() -> int:
         "python": platform.python_version(),
         "load_before": os.getloadavg(),
     }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     start_cpu: dict[str, float] = {}
     print(HEADER)
@@ -431,9 +432,9 @@ def main() -> int:
                         start_cpu[client] = cpu_s
                 rows.append(row)
                 print(row.markdown(), flush=True)
-    about["load_after"] = os.getloadavg()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"about": about, "rows": [asdict(r) for r in rows]}, indent=1) + "\n", encoding="utf-8")
+                about["load_after"] = os.getloadavg()
+                told = {"about": about, "rows": [asdict(r) for r in rows]}  # after each row: a run that is stopped keeps its own
+                args.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     load = ", ".join(f"{row.load_before:.1f}" for row in rows if row.failed is None)
     print(f"\n{about['machine']}, Python {about['python']}; load average before each run: {load}")
     return 0

@@ -21,9 +21,10 @@ BENCH = ROOT / ".cache" / "bench"
 def client_table(told: dict[str, Any]) -> list[str]:
     """client_accuracy.json as Markdown."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    from client_accuracy import HEADER, Row
+    from client_accuracy import HEADER, SCENARIOS, Row
 
-    rows = [Row(**row) for row in told["rows"]]
+    order = [s.name for s in SCENARIOS.values()]
+    rows = sorted((Row(**row) for row in told["rows"]), key=lambda row: order.index(row.scenario))
     loads = [row.load_before for row in rows if row.failed is None]
     about = told["about"]
     note = f"{about['machine']}, Python {about['python']}"
