@@ -137,6 +137,8 @@ def closed() -> Closed:
 @pytest.fixture(scope="module")
 def wheelhouse() -> Iterator[Path]:
     """The joined bundle."""
+    CACHE.mkdir(exist_ok=True)
+    # Beside the bundle, so that its pieces can be linked.
     with tempfile.TemporaryDirectory(prefix="lh-bundle-", dir=CACHE) as name:
         folder = carried(Path(name))
         done = join(folder)
