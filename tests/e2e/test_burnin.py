@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from longhaul.runtimes import healthy
 from longhaul.spec import load_spec
 from longhaul.supervisor import Supervisor
 from support.engine import engine_python
+from support.hub import command_lines
 from support.runner import Outcome, run_playbook
 
 from e2e.conftest import Deployment, free_port
@@ -22,6 +24,14 @@ from e2e.conftest import Deployment, free_port
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS_GPU = {"roofline", "clocks", "temperature", "throttling", "ECC", "all-reduce"}
+
+FAKE_SMI = """#!/bin/sh
+case "$*" in
+  *"-l 1") while :; do echo "0, 1800, 1980, 650, 60, 99, 0x4"; sleep 1; done;;
+  *clocks_event_reasons.active*) echo 0x4;;
+  *) echo "No devices were found";;
+esac
+"""
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +99,13 @@ def test_with_replace_the_host_is_proven_and_given_back(deployment: Deployment, 
 
 @pytest.mark.engine
 def test_an_engine_that_dies_fails_the_burnin_with_its_words_and_the_host_is_given_back(
-    deployment: Deployment, results: Path
+    deployment: Deployment, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With a made-up nvidia-smi besides: it samples from the beginning to the end, over many modules, and is gone then."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(FAKE_SMI, encoding="utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     spec = load_spec(deployment.layout)
     done = burn_in(deployment, results, "dead", burnin_replace=True, engine_extra_args=["--no-such-flag", "1"])
     assert done.rc != 0
@@ -100,6 +115,11 @@ def test_an_engine_that_dies_fails_the_burnin_with_its_words_and_the_host_is_giv
     assert done.changes == [], "the second time there is nothing to install: a burn-in itself changes nothing"
     run = load_run(results / "dead" / "localhost.json")
     assert (run.verdict, run.points, run.complete) == (Verdict.FAIL, (), False)
+    assert run.burnin is not None
+    # A start takes many seconds before it comes to the flags; a sampler that ended with its module has one sample.
+    assert run.burnin.gpus[0].samples > 5
+    assert run.burnin.gpus[0].throttle_reasons == ("sw_power_cap",)
+    assert str(tool).encode() not in command_lines()
     assert "--no-such-flag" in (results / "dead" / "report.md").read_text(encoding="utf-8")
     assert load_spec(deployment.layout) == spec
     assert healthy(deployment.layout, spec)
