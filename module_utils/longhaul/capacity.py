@@ -114,6 +114,7 @@ class Plan:
     findings: tuple[Finding, ...]
     steps: tuple[Step, ...]
     starts_anyway: bool = False
+    load_slack_bytes: int = 0
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -238,7 +239,7 @@ def compare_with_engine(plan: Plan, engine: EngineCapacity, tolerance: float = D
         "max_concurrency": pool.concurrency,
         "context_tokens": settings.context_tokens,
         "available_kv_gib": available / GIB,
-        "weights_gib": (plan.weights_bytes + plan.rope_bytes) / GIB,
+        "weights_gib": (plan.weights_bytes + plan.rope_bytes + plan.load_slack_bytes) / GIB,
         "hybrid_kv": sizing.hybrid,
         "sum": sizing.pool_sum(pool),
     }
@@ -420,6 +421,7 @@ def _plan_from(sizing: Sizing, structural: list[Finding]) -> Plan:
         findings=tuple(findings),
         steps=tuple(_steps(sizing, pool, high - available, exact)),
         starts_anyway=starts and pool.concurrency < 1.0,
+        load_slack_bytes=sizing.load_slack_bytes,
     )
 
 

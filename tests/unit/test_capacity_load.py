@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,10 @@ def test_weights_and_slack_are_what_the_engine_printed(tp: int, printed_gib: flo
     assert total / GIB == pytest.approx(printed_gib, abs=0.04)
 
 
-# "Available KV cache memory: N GiB" of the same starts, at shares of 0.92.
-@pytest.mark.parametrize(("tp", "printed_gib"), [(1, 19.06), (2, 71.58)])
-def test_the_memory_for_kv_is_within_two_percent_before_the_start(tp: int, printed_gib: float) -> None:
-    plan = plan_capacity(SCOUT, H200, settings("0.25.1", tp))
+# "Available KV cache memory: N GiB", vLLM 0.25.1: docs/results has the engine's logs.
+@pytest.mark.parametrize(("tp", "share", "printed_gib"), [(1, 0.92, 19.06), (1, 0.97, 26.07), (2, 0.92, 71.58)])
+def test_the_memory_for_kv_is_within_two_percent_before_the_start(tp: int, share: float, printed_gib: float) -> None:
+    plan = plan_capacity(SCOUT, H200, replace(settings("0.25.1", tp), gpu_memory_utilization=share))
     assert plan.available_kv_bytes / GIB == pytest.approx(printed_gib, rel=0.02)
 
 
