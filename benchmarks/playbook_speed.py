@@ -82,7 +82,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Bed() as bed:
         if options.hosts:
-            hosts = bed.hosts(options.hosts, ports=(8000,), prefix="speed")
+            hosts = bed.hosts(options.hosts, ports=(8000,), prefix="speed", installed=True)
             fleet = Fleet(bed, hosts, engine_images.engines(bed), Path(folder) / "fleet", KEY)
             done = fleet.play("playbooks/provision.yml", timeout_s=900)
             done = fleet.play("playbooks/launch.yml") if done.code == 0 else done

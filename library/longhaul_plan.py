@@ -11,6 +11,7 @@ description:
   - V(drift) sets the engine's own figures (read from its log by M(longhaul_wait)) beside the plan.
 author: [Longhaul]
 options:
+  checks: {description: "What M(longhaul_check) takes, for this host: looked at first (V(gate)).", type: dict, default: {}}
   mode: {description: Before or after the start., type: str, choices: [gate, drift], default: gate}
   engine: {description: Engine name., type: str, required: true}
   version: {description: Engine version., type: str, required: true}
@@ -43,13 +44,30 @@ drift: {description: "predicted, engine, drift, exact.", returned: mode drift, t
 skipped_reason: {description: Why nothing was planned., returned: when nothing was, type: str}
 """
 
+import sys
+
+# Said before the package is imported: it needs a newer Python than the oldest that Ansible still talks to.
+if sys.version_info < (3, 10):
+    import json
+
+    print(
+        json.dumps(
+            {
+                "failed": True,
+                "msg": "found: Python {}.{} on the host | required: Python 3.10 or newer | "
+                "fix: install a newer python3 and set ansible_python_interpreter".format(*sys.version_info[:2]),
+            }
+        )
+    )
+    sys.exit(1)
+
 from pathlib import Path
 
 from ansible.module_utils.longhaul.endpoint_test import detect_gpus
 from ansible.module_utils.longhaul.files import read_json
 from ansible.module_utils.longhaul.gate import advice, choose_gpu, drift, drift_facts, gate, planned_facts
 from ansible.module_utils.longhaul.layout import layout
-from ansible.module_utils.longhaul.preflight import model_config
+from ansible.module_utils.longhaul.preflight import as_result, model_config, run_checks
 from ansible.module_utils.longhaul.spec import settings_from
 from ansible.module_utils.longhaul_module import run_module
 
@@ -57,6 +75,11 @@ from ansible.module_utils.longhaul_module import run_module
 def work(module, progress):
     """Plan or compare."""
     options = module.params
+    checked, warnings = as_result(run_checks(options["checks"]) if options["checks"] else [])
+    for warning in warnings:
+        module.warn(warning)
+    if checked.get("failed"):
+        return checked
     if options["policy"] == "off":
         return {"changed": False, "skipped_reason": "switched off"}
     settings = settings_from(options["settings"])
@@ -115,6 +138,7 @@ def main():
     """Entry point."""
     run_module(
         {
+            "checks": {"type": "dict", "default": {}},
             "mode": {"type": "str", "choices": ["gate", "drift"], "default": "gate"},
             "engine": {"type": "str", "required": True},
             "version": {"type": "str", "required": True},

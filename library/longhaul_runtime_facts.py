@@ -1,0 +1,62 @@
+#!/usr/bin/python
+"""What a host has of a container runtime, in one question."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: longhaul_runtime_facts
+short_description: What a host has of a container runtime, in one question
+description:
+  - Asks the package database, systemd and the PCI bus. Changes nothing, ever.
+author: [Longhaul]
+options:
+  argv: {description: "Asks the package database for packages, of which the last words are the names; its exit code counts the
+    missing ones.", type: list, elements: str, required: true}
+  names: {description: Names of the packages., type: list, elements: str, required: true}
+  unit: {description: The unit that must run now and at boot., type: str, default: docker.service}
+  progress_file: {description: Set by the action plugin., type: path}
+"""
+
+EXAMPLES = r"""
+- name: Ask
+  longhaul_runtime_facts:
+    argv: [dpkg-query, -W, '-f=${Package} ${db:Status-Abbrev} ${Version}\n']
+    names: [docker.io]
+"""
+
+RETURN = r"""
+stdout_lines: {description: One line for each package that the database knows., returned: always, type: list}
+unit_ready: {description: Does the unit run, now and at boot?, returned: always, type: bool}
+nvidia: {description: Is there an NVIDIA device on the PCI bus?, returned: always, type: bool}
+"""
+
+from ansible.module_utils.longhaul.errors import UserError
+from ansible.module_utils.longhaul.hostcheck import nvidia_devices
+from ansible.module_utils.longhaul_module import run_module
+
+
+def work(module, progress):
+    """Ask all of it."""
+    argv, names, unit = (module.params[name] for name in ("argv", "names", "unit"))
+    code, out, err = module.run_command([*argv, *names])
+    if code > len(names):
+        raise UserError(f"{argv[0]} exited {code}: {err.strip()[-200:]}", "a package database that answers", "repair it")
+    ready = all(module.run_command(["systemctl", "-q", question, unit])[0] == 0 for question in ("is-active", "is-enabled"))
+    nvidia = any(device.kind in {"gpu", "nvswitch"} for device in nvidia_devices())
+    return {"changed": False, "stdout_lines": out.splitlines(), "unit_ready": ready, "nvidia": nvidia}
+
+
+def main():
+    """Entry point."""
+    run_module(
+        {
+            "argv": {"type": "list", "elements": "str", "required": True},
+            "names": {"type": "list", "elements": "str", "required": True},
+            "unit": {"type": "str", "default": "docker.service"},
+        },
+        work,
+    )
+
+
+if __name__ == "__main__":
+    main()
