@@ -30,6 +30,7 @@ from .figures import (
 )
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&])")
+_MOST_MISSED = 10
 
 
 def escape(value: object) -> str:
@@ -93,6 +94,7 @@ def _run(run: RunResult) -> list[str]:
         out += _needles(run.needles)
     if run.needle_recall is not None:
         out += [f"Needle recall: {percent(run.needle_recall)}.", ""]
+    out += _missed(run)
     if run.needle_note:
         out += [f"Needles: {escape(run.needle_note)}", ""]
     rows = capacity_rows(run.capacity)
@@ -107,6 +109,19 @@ def _run(run: RunResult) -> list[str]:
             "",
         ]
     return out
+
+
+def _missed(run: RunResult) -> list[str]:
+    """The first answers that do not hold what was planted; all of them stand in the HTML report."""
+    missed = [a for a in run.needle_answers if not a.told.found]
+    out = [
+        f"- {count(a.input_tokens)} tokens, depth {percent(a.told.depth)} ({escape(a.told.kind)}): expected "
+        f"`{_code(a.told.expected)}`, got `{_code(one_line(a.told.answer)[:160])}`"
+        for a in missed[:_MOST_MISSED]
+    ]
+    if len(missed) > len(out):
+        out.append(f"- and {len(missed) - len(out)} more, in the HTML report")
+    return ["Not found:", "", *out, ""] if out else []
 
 
 def _code(value: object) -> str:

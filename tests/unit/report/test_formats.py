@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 import pytest
 from longhaul.report import render_junit, render_markdown, render_prometheus, summary_table
 from longhaul.report.figures import all_reasons, duration, one_line, percent, seconds
-from longhaul.results import PointResult, Reason, RunResult, Verdict
+from longhaul.results import NeedleCell, PointResult, Reason, RunResult, Verdict
 from unit.report import fixtures
 
 SAMPLE = re.compile(r'^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{(?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\[\\"n])*",?)*\})? (-?[0-9.e+-]+)$')
@@ -256,3 +256,13 @@ def test_a_point_not_run_has_no_figures() -> None:
     point: PointResult = fixtures.not_run(2_000_000)
     line = next(x for x in summary_table([fixtures.run([point])]).splitlines() if "NOT RUN" in x)
     assert line.count("—") == 4
+
+
+def test_markdown_shows_the_first_answers_that_missed_their_needle() -> None:
+    run = fixtures.passing()
+    text = render_markdown([run])
+    missed = sum(not a.told.found for a in run.needle_answers)
+    assert text.count("expected `48213`, got `48214. The text says so.`") == 10
+    assert f"and {missed - 10} more, in the HTML report" in text
+    evil = fixtures.asked((NeedleCell("single", 800, 0.5, 1, 0),), "`x`|\n# y")
+    assert "got `'x'/ # y`" in render_markdown([dataclasses.replace(run, needle_answers=evil)])
