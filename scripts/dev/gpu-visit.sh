@@ -5,6 +5,7 @@
 #   gpu-visit.sh add NAME ...     join one more bundle and install its engine with these words for the playbook
 #   gpu-visit.sh measure          every configuration of VISIT_PLAN, one after another
 #   gpu-visit.sh all              install and measure, as a daemon; its log is $VISIT_HOME/visit.log
+#   gpu-visit.sh follow DIR S     wait for the daemon's end, S seconds at most, then collect; fails at once where no daemon was started
 #   gpu-visit.sh collect DIR      copy results, logs and timings to DIR, packed
 # VISIT_HOME (default /var/tmp/longhaul-visit) keeps everything. VISIT_CPU=1 tries the same steps without a GPU.
 set -uo pipefail
@@ -89,7 +90,7 @@ install() {
   step provision play playbooks/provision.yml || return 1
 }
 
-# One more engine, beside a measurement or before it.
+# One more engine; can run beside a measurement.
 add() {
   local name=$1
   shift
@@ -141,10 +142,23 @@ measure() {
   note "measured all"
 }
 
+# A host that a visit never began on must not be waited for: its time counts.
+follow() {
+  [ -f "$home/visit.log" ] || { echo "no visit here: $home/visit.log is missing"; return 9; }
+  local left=$2
+  while [ "$left" -gt 0 ] && ! grep -q ' end$' "$home/visit.log"; do sleep 1; left=$((left - 1)); done
+  tail -n 12 "$home/visit.log" | cut -c1-160
+  collect "$1"
+}
+
 collect() {
   mkdir -p "$1"
   cp "$home/out/timeline.txt" "$1/" 2>/dev/null
-  [ -d "$home/results" ] && tar -C "$home" -czf "$1/results.tar.gz" results
+  # The host's own copies too: a point that was measured is kept even if its play did not end.
+  local parts
+  parts=$(cd "$home" && ls -d results home/results 2>/dev/null)
+  # shellcheck disable=SC2086
+  [ -n "$parts" ] && tar -C "$home" -czf "$1/results.tar.gz" $parts
   tar -C "$home" -czf "$1/out.tar.gz" out
   for log in "$home"/home/logs/*.log; do [ -f "$log" ] && gzip -c "$log" >"$1/engine-now.log.gz"; done
   true
@@ -157,6 +171,7 @@ case ${1:-} in
   measure) measure ;;
   all) setsid bash "$self" both >"$home/visit.log" 2>&1 </dev/null & ;;
   both) install && measure; note "end" ;;
+  follow) follow "$2" "${3:-500}" ;;
   collect) collect "$2" ;;
-  *) sed -n 2,9p "$self"; exit 2 ;;
+  *) sed -n 2,12p "$self"; exit 2 ;;
 esac
