@@ -97,7 +97,9 @@ class LiveAction(ActionBase):
             read = self._low_level_execute_command(
                 f"tail -c +{offset + 1} {shlex.quote(file)} 2>/dev/null || true", sudoable=True
             )
-            texts, done, used = progress.parse_progress(read.get("stdout", ""))
+            # Over SSH these commands have a terminal, which ends lines with two characters: counted, they would push the
+            # offset past what was read, and the rest of the file would be read in halves.
+            texts, done, used = progress.parse_progress(read.get("stdout", "").replace("\r\n", "\n"))
             offset += used
             if done and not ended:
                 # The word comes a moment before the result: ask again soon if it is not there yet.

@@ -37,19 +37,25 @@ class Clock:
         self.now += seconds
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 @pytest.mark.parametrize("answers_until_finished", [0, 1, 5])
 def test_a_result_that_comes_after_the_word_is_taken_at_once(
-    answers_until_finished: int, monkeypatch: pytest.MonkeyPatch
+    answers_until_finished: int, line_end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The module says that it is done a moment before its result is there; nobody may wait for the next sign of life."""
     live, clock = load("longhaul_live"), Clock()
     monkeypatch.setattr(live, "time", clock)
-    file = json.dumps({"text": "loading"}) + "\n" + json.dumps({"done": True}) + "\n"
-    asked = 0
+    said: list[str] = []
+    monkeypatch.setattr(live, "Display", lambda: SimpleNamespace(display=said.append))
+    lines = [json.dumps({"text": f"layer {number}"}) + "\n" for number in range(5)] + [json.dumps({"done": True}) + "\n"]
+    asked = reads = 0
 
     def read(command: str, **_: Any) -> dict[str, str]:
+        """``tail -c +N`` of a file that grows by two lines a second, through a terminal."""
+        nonlocal reads
+        reads += 1
         offset = int(command.split("+")[1].split(maxsplit=1)[0]) - 1
-        return {"stdout": file[offset:]}
+        return {"stdout": "".join(lines[: 2 * reads])[offset:].replace("\n", line_end)}
 
     def status(**_: Any) -> dict[str, Any]:
         nonlocal asked
@@ -63,7 +69,8 @@ def test_a_result_that_comes_after_the_word_is_taken_at_once(
     action.get_shell_option = lambda *_, **__: "~/.ansible_async"
     result = action._follow({"ansible_job_id": "1"}, "/tmp/file", {"inventory_hostname": "gpu-01"}, progress)
     assert result == {"ready": True}
-    assert clock.now < 1.0 + 1.5 * answers_until_finished
+    assert said == [f"  [gpu-01] layer {number}" for number in range(5)]
+    assert clock.now < 2.0 + 1.5 * answers_until_finished
 
 
 @pytest.mark.parametrize(
