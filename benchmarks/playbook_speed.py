@@ -95,7 +95,8 @@ def main() -> int:
             # No engine runs there: what is measured is the way to many hosts and what every task costs on them.
             many = bed.many_hosts(options.many)
             variables = {
-                "engine_runtime": "process", "engine_device": "cpu", "engine_version": "0.32.0", "engine_cpu_kv_cache_gib": 1,
+                "engine_runtime": "docker", "engine_device": "cpu", "engine_version": "0.32.0", "engine_cpu_kv_cache_gib": 1,
+                "engine_container_ipc": "private", "engine_container_shm_size": "1g",
                 "engine_needed_gib": 0.1, "model_store_source": "dummy", "engine_context_tokens": 65536,
             }  # fmt: skip
             inventory = bed.write_inventory(Path(folder) / "many", {"engines": many}, variables)

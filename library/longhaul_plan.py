@@ -63,9 +63,9 @@ if sys.version_info < (3, 10):
 
 from pathlib import Path
 
-from ansible.module_utils.longhaul.endpoint_test import detect_gpus
 from ansible.module_utils.longhaul.files import read_json
 from ansible.module_utils.longhaul.gate import advice, choose_gpu, drift, drift_facts, gate, planned_facts
+from ansible.module_utils.longhaul.hardware import detect_gpus
 from ansible.module_utils.longhaul.layout import layout
 from ansible.module_utils.longhaul.preflight import as_result, model_config, run_checks
 from ansible.module_utils.longhaul.spec import settings_from

@@ -22,10 +22,10 @@ from typing import Any
 from .burnin import Limits, Sampler, burnin_facts, judge, with_burnin
 from .container import LABEL_SPEC, create_body, host_folders
 from .dockerd import Docker, DockerRuntime, demultiplex
-from .endpoint_test import detect_gpus, environment
+from .endpoint_test import environment
 from .errors import UserError
 from .files import read_json, to_json, write_atomic
-from .hardware import GIB
+from .hardware import GIB, detect_gpus
 from .hostcheck import SmiLog, parse_smi_xml
 from .hostfacts import update_facts
 from .layout import DEFAULT_INSTANCE, Layout

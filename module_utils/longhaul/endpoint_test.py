@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 from .architecture import ModelArchitecture, load_architecture
 from .errors import UserError
 from .files import read_json
-from .hardware import GIB, NVIDIA_SMI_QUERY, DetectedGpu, Gpu, get_gpu, parse_nvidia_smi
+from .hardware import GIB, DetectedGpu, Gpu, detect_gpus, get_gpu
 from .layout import Layout
 from .needles import KINDS
 from .results import CapacityFacts, RunResult, from_jsonable
@@ -147,17 +145,6 @@ def points_from(options: Mapping[str, Any]) -> tuple[Point, ...]:
                 f"context_test_points entry {row!r}", "input_tokens, output_tokens, concurrency", "correct it"
             ) from exc
     return tuple(dict.fromkeys(points))
-
-
-def detect_gpus() -> tuple[DetectedGpu, ...]:
-    """What nvidia-smi says on this machine; empty where there is none."""
-    if shutil.which(NVIDIA_SMI_QUERY[0]) is None:
-        return ()
-    try:
-        found = subprocess.run(NVIDIA_SMI_QUERY, capture_output=True, text=True, timeout=30, check=True)
-        return parse_nvidia_smi(found.stdout)
-    except (OSError, subprocess.SubprocessError, UserError):
-        return ()
 
 
 def environment(spec: Mapping[str, Any], detected: Sequence[DetectedGpu], remote: bool) -> dict[str, Any]:

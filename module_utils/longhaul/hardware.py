@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -222,3 +224,14 @@ def _mib(cell: str) -> int:
     """``143771 MiB`` or ``143771`` -> bytes; ``[N/A]`` -> 0."""
     word = next(iter(cell.split()), "")
     return int(float(word) * MIB) if word.replace(".", "", 1).isdigit() else 0
+
+
+def detect_gpus() -> tuple[DetectedGpu, ...]:
+    """What nvidia-smi says on this machine; empty where there is none."""
+    if shutil.which(NVIDIA_SMI_QUERY[0]) is None:
+        return ()
+    try:
+        found = subprocess.run(NVIDIA_SMI_QUERY, capture_output=True, text=True, timeout=30, check=True)
+        return parse_nvidia_smi(found.stdout)
+    except (OSError, subprocess.SubprocessError, UserError):
+        return ()
