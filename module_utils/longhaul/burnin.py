@@ -185,7 +185,8 @@ def _capacity(run: RunResult) -> Check:
     if facts.drift is None:
         return Check("capacity", "the engine printed no figures", "within 2% of the plan", Verdict.INCONCLUSIVE)
     agrees = facts.predicted.get("agrees", abs(facts.drift) <= 0.02)
-    tokens = facts.engine.get("kv_cache_tokens"), facts.predicted.get("kv_cache_tokens")
+    both = (facts.engine.get("kv_cache_tokens"), facts.predicted.get("kv_cache_tokens"))
+    tokens = [f"{x:,.0f}" if isinstance(x, int | float) else "unknown" for x in both]
     found = f"engine {tokens[0]} tokens, predicted {tokens[1]}, {100 * facts.drift:+.2f}%"
     return Check("capacity", found, "within 2% of the plan", Verdict.PASS if agrees else Verdict.FAIL)
 
@@ -257,7 +258,12 @@ def _ecc(before: SmiLog | None, after: SmiLog | None, on_gpu: bool) -> Check:
             return Check("ECC", f"GPU {gpu.index} keeps no count", required, Verdict.INCONCLUSIVE)
         if now > then:
             grown.append(f"GPU {gpu.index}: {now - then} new")
-    return Check("ECC", "; ".join(grown) or f"none on {len(after.gpus)} GPUs", required, Verdict.FAIL if grown else Verdict.PASS)
+    return Check(
+        "ECC",
+        "; ".join(grown) or f"none on {len(after.gpus)} GPU{'s' if len(after.gpus) != 1 else ''}",
+        required,
+        Verdict.FAIL if grown else Verdict.PASS,
+    )
 
 
 def _allreduce(found: Mapping[str, Any] | None, limits: Limits) -> Check:

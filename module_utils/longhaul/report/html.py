@@ -176,6 +176,7 @@ def _host(run: RunResult, place: int, *, alone: bool, fold: bool) -> str:
         _banner(run),
         _flags(run),
         _tiles(run),
+        _burnin(run),
         _plots(run, place),
         _answers(run, place),
         _points(run),
@@ -713,6 +714,23 @@ def _evidence(run: RunResult) -> str:
     about = "token counts, cache, the client's own time, forecast against duration"
     title = f'<summary>Evidence and client <span class="sub">{esc(about)}</span></summary>'
     return f'<section class="card"><details>{title}{inner}</details></section>'
+
+
+def _burnin(run: RunResult) -> str:
+    if run.burnin is None:
+        return ""
+    columns = [Column("Check"), Column("Verdict"), Column("Found"), Column("Required")]
+    rows = []
+    for check in run.burnin.checks:
+        verdict = Cell(chip(check.verdict.value) if check.verdict else "not judged")
+        rows.append([words(check.name), verdict, words(one_line(check.found)), words(one_line(check.required))])
+    note = "the host with random weights, before the real ones are copied"
+    if run.burnin.start_s is not None:
+        note += f"; ready after {duration(run.burnin.start_s)}"
+    return (
+        f'<section class="card"><div class="head"><h3>Burn-in</h3><p class="sub">{esc(note)}</p></div>'
+        f"{table(columns, rows, 'Burn-in')}</section>"
+    )
 
 
 def _capacity(run: RunResult) -> str:

@@ -89,6 +89,12 @@ def _run(run: RunResult) -> list[str]:
             where = "run" if point is None else point_name(point)
             out.append(f"- **{reason.verdict.value}** ({where}): {escape(reason.text)} `{_code(reason.code)}`")
         out.append("")
+    if run.burnin is not None:
+        rows = [
+            [escape(c.name), escape(c.found), escape(c.required), c.verdict.value if c.verdict else "not judged"]
+            for c in run.burnin.checks
+        ]
+        out += ["### Burn-in", "", *table(["Check", "Found", "Required", "Verdict"], rows, [False] * 4), ""]
     out += _points(run)
     if run.needles:
         out += _needles(run.needles)
@@ -97,13 +103,13 @@ def _run(run: RunResult) -> list[str]:
     out += _missed(run)
     if run.needle_note:
         out += [f"Needles: {escape(run.needle_note)}", ""]
-    rows = capacity_rows(run.capacity)
-    if rows:
+    figures = capacity_rows(run.capacity)
+    if figures:
         out += ["### Prediction against measurement", ""]
         out += [
             *table(
                 ["Quantity", "Predicted", "Engine", "Difference"],
-                [[escape(r.label), escape(r.predicted), escape(r.engine), r.difference] for r in rows],
+                [[escape(r.label), escape(r.predicted), escape(r.engine), r.difference] for r in figures],
                 [False, True, True, True],
             ),
             "",

@@ -7,9 +7,9 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
-from longhaul.report import render_junit, render_markdown, render_prometheus, summary_table
+from longhaul.report import render_html, render_junit, render_markdown, render_prometheus, summary_table
 from longhaul.report.figures import all_reasons, duration, one_line, percent, seconds
-from longhaul.results import NeedleCell, PointResult, Reason, RunResult, Verdict
+from longhaul.results import BurninCheck, BurninFacts, NeedleCell, PointResult, Reason, RunResult, Verdict
 from unit.report import fixtures
 
 SAMPLE = re.compile(r'^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{(?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\[\\"n])*",?)*\})? (-?[0-9.e+-]+)$')
@@ -266,3 +266,17 @@ def test_markdown_shows_the_first_answers_that_missed_their_needle() -> None:
     assert f"and {missed - 10} more, in the HTML report" in text
     evil = fixtures.asked((NeedleCell("single", 800, 0.5, 1, 0),), "`x`|\n# y")
     assert "got `'x'/ # y`" in render_markdown([dataclasses.replace(run, needle_answers=evil)])
+
+
+def test_a_burn_in_shows_every_check_judged_or_not() -> None:
+    checks = (
+        BurninCheck("clocks", "GPU 0: <100> of 1980 MHz | slow", "at least 0.6 of the maximum", Verdict.FAIL),
+        BurninCheck("all-reduce", "one GPU", "recorded, not judged", None),
+    )
+    run = dataclasses.replace(fixtures.mixed(), burnin=BurninFacts(checks, start_s=132.0))
+    markdown, page = render_markdown([run]), render_html([run])
+    for name, word in (("clocks", "FAIL"), ("all-reduce", "not judged")):
+        assert re.search(rf"^\| {name} \| .* \| {word} \|$", markdown, re.MULTILINE), name
+        assert re.search(rf"<tr><td[^>]*>{name}</td>.*?{word}.*?</tr>", page), name
+    assert "GPU 0: &lt;100&gt; of 1980 MHz" in page
+    assert "Burn-in" not in render_markdown([fixtures.mixed()])
