@@ -40,6 +40,9 @@ REPO = Path(__file__).resolve().parents[2]
 # Resolved: the kernel's list of mounts knows no links.
 CACHE = Path(os.environ.get("LONGHAUL_TESTBED_CACHE", REPO / ".cache" / "testbed")).resolve()
 
+# Of the machine, not of the checkout: two checkouts must not take the same ports, bridges and addresses.
+LOCKS = Path("/run/lock/longhaul-testbed")
+
 SUITE = "bookworm"
 BASE_PACKAGES = (
     "systemd,systemd-sysv,dbus,openssh-server,python3,python3-apt,sudo,ca-certificates,"
@@ -303,6 +306,7 @@ class Bed:
         self._containers: list[str] = []
         self._subnet = ""
         self._run_dir = Path()
+        self._data = Path()
         self._old_handler: Any = None
         self._names = 0
         self._last_port = 0
@@ -331,18 +335,20 @@ class Bed:
 
     def _take_slot(self) -> None:
         CACHE.mkdir(parents=True, exist_ok=True)
+        LOCKS.mkdir(parents=True, exist_ok=True)
         for slot in range(SLOTS):
             if self._lock is None and self._claim(slot):
                 continue
             # The owner of another slot may have been killed, and the slot not be wanted again for days.
-            if (CACHE / f"slot-{slot}" / "state.json").exists():
+            if _state_file(slot).exists():
                 reap(slot)
         if self._lock is None:
-            raise BedError(f"all {SLOTS} testbed slots under {CACHE} are in use")
+            raise BedError(f"all {SLOTS} testbed slots of this machine are in use ({LOCKS})")
+        self._data = CACHE / f"slot-{self._slot}"
         self._data.mkdir(parents=True, exist_ok=True)
         # A short path: the name of a Unix socket ends at 107 characters.
         self._run_dir = Path(tempfile.mkdtemp(prefix=f"lhbed{self._slot}-"))
-        (self._data / "state.json").write_text(json.dumps({"run_dir": str(self._run_dir)}))
+        _state_file(self._slot).write_text(json.dumps({"run_dir": str(self._run_dir), "data": str(self._data)}))
         # Nobody can clean up after a SIGKILL to itself: this process does, when its standard input ends.
         self._guard = subprocess.Popen(
             [sys.executable, "-S", str(Path(__file__).resolve()), "reap", str(self._slot)],
@@ -355,19 +361,24 @@ class Bed:
 
     def _claim(self, slot: int) -> bool:
         """Own a slot if nobody does, and remove what a killed owner left in it."""
-        handle = (CACHE / f"slot-{slot}.lock").open("w")
+        handle = _slot_lock(slot).open("w")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.close()
             return False
+        state: dict[str, str] = {}
+        with contextlib.suppress(OSError, ValueError):
+            state = json.loads(_state_file(slot).read_text())
+        if not state and Path(f"/sys/class/net/lhbed{slot}").exists():
+            handle.close()  # somebody's, and nothing says whose
+            return False
         self._slot, self._lock = slot, handle
-        self._data = CACHE / f"slot-{slot}"
         self._bridge = f"lhbed{slot}"
         self._prefix = f"10.231.{slot}"
         self._subnet = f"{self._prefix}.0/24"
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            self._run_dir = Path(json.loads((self._data / "state.json").read_text())["run_dir"])
+        if state:
+            self._run_dir, self._data = Path(state["run_dir"]), Path(state["data"])
             self._sweep()
         return True
 
@@ -519,7 +530,7 @@ class Bed:
         self._network(add=False)
         if self._run_dir.name.startswith("lhbed"):
             shutil.rmtree(self._run_dir, ignore_errors=True)
-        (self._data / "state.json").unlink(missing_ok=True)
+        _state_file(self._slot).unlink(missing_ok=True)
 
     # Docker
 
@@ -677,21 +688,30 @@ def reap(slot: int) -> None:
         _restore_inotify_limit()
 
 
+def _slot_lock(slot: int) -> Path:
+    return LOCKS / f"slot-{slot}.lock"
+
+
+def _state_file(slot: int) -> Path:
+    """Where the owner of a slot keeps its things; there as long as there is something to clean up."""
+    return LOCKS / f"slot-{slot}.json"
+
+
 def _raise_inotify_limit() -> None:
     """A systemd takes a handful of inotify instances, root has 128 in all: twenty hosts need more, or die at once (exit 255)."""
-    with _locked(CACHE / "inotify.lock"):
+    with _locked(LOCKS / "inotify.lock"):
         limit = int(INOTIFY.read_text())
         if limit < INOTIFY_INSTANCES:
-            (CACHE / "inotify.before").write_text(str(limit))
+            (LOCKS / "inotify.before").write_text(str(limit))
             INOTIFY.write_text(str(INOTIFY_INSTANCES))
 
 
 def _restore_inotify_limit() -> None:
     """Back to what the machine had, once no bed is left."""
-    before = CACHE / "inotify.before"
-    with _locked(CACHE / "inotify.lock"):
+    before = LOCKS / "inotify.before"
+    with _locked(LOCKS / "inotify.lock"):
         for slot in range(SLOTS):
-            with (CACHE / f"slot-{slot}.lock").open("w") as handle:
+            with _slot_lock(slot).open("w") as handle:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
