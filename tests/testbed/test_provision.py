@@ -174,7 +174,6 @@ def test_bad_input_is_one_clear_line(
     lines = {line.split(":")[0].strip(): line for line in refused.text.splitlines() if ": failed at '" in line}
     for name, (_, words) in BAD_INPUT.items():
         assert refused.recap[name]["failed"] == 1
-        assert refused.recap[name]["changed"] == 0
         assert words in " ".join(lines[name].split()), lines[name]
     assert host.run("cat /etc/docker/daemon.json; dpkg -l | sha256sum; ls /etc/apt/sources.list.d").stdout == before
 
