@@ -39,7 +39,8 @@ def setup(inventory: Path) -> None:
     """The yardstick."""
     done = play.ansible(inventory, "all", "-m", "setup")
     if done.returncode:
-        raise SystemExit(done.stdout[-1500:])
+        said = [line for line in (done.stdout + done.stderr).splitlines() if "=>" in line and "SUCCESS" not in line]
+        raise SystemExit("\n".join(said) or (done.stdout + done.stderr)[-1500:])
 
 
 def unchanged(inventory: Path, playbook: str, profile: bool) -> None:
