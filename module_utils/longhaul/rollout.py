@@ -198,7 +198,7 @@ def main(words: Sequence[str], root: Path) -> int:
 
     def event(data: dict[str, Any]) -> bool:
         screen.show(board, board.take(data))
-        return False
+        return bool(options.keep_events)  # ansible-runner writes what its handler says yes to
 
     before = signal.signal(signal.SIGINT, stop)
     private = Path(tempfile.mkdtemp(prefix="longhaul-rollout-"))
