@@ -8,6 +8,7 @@ pays 0.75 GiB for that, on two 0.04 GiB: printed weights were 105.58 GiB and 53.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 from .architecture import ModelArchitecture
@@ -59,6 +60,8 @@ class _Allocator:
         self.free.append(block)
 
 
+# A sweep or a search for the largest context asks for the same layers hundreds of times.
+@functools.cache
 def fp8_load_slack_bytes(model: ModelArchitecture, tensor_parallel: int, first: int, end: int) -> int:
     """Bytes of a GPU that loading layers ``first`` to ``end`` in bf16 and keeping them in fp8 leaves unusable.
 
