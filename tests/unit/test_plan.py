@@ -90,6 +90,14 @@ def test_max_context(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, found["max_context_tokens"]) == (0, 10_485_760)
 
 
+def test_sweep_of_a_short_model_shows_all_of_its_positions(capsys: pytest.CaptureFixture[str]) -> None:
+    model = CONFIGS / "qwen3-30b-a3b.json"
+    code, sweep = as_json(capsys, "--model", str(model), "--gpu", "h200", "--engine", "vllm==0.25.1", "--sweep")
+    positions = json.loads(model.read_text(encoding="utf-8"))["max_position_embeddings"]
+    assert code == 0
+    assert sweep["contexts"] == [positions]
+
+
 def test_sweep_covers_the_table_without_the_requests_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     code, sweep = as_json(capsys, "--model", SCOUT, "--gpus", "8", "--engine", "vllm==0.33.0", "--sweep")
     assert code == 0

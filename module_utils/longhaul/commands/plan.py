@@ -276,7 +276,10 @@ def _longest(model: ModelArchitecture, gpu: Gpu, settings: PlanSettings, args: a
 def _sweep(model: ModelArchitecture, settings: PlanSettings, args: argparse.Namespace, gpus: int) -> int:
     """One row a GPU and KV dtype: KV memory, the largest context, and the concurrency at each context."""
     names = [args.gpu] if args.gpu else [name for name, gpu in GPUS.items() if gpu.vendor != "cpu"]
-    contexts = [c for c in SWEEP_CONTEXTS if model.max_positions is None or c <= model.max_positions]
+    # A model below the shortest context of the table is shown at all of its positions.
+    contexts = [c for c in SWEEP_CONTEXTS if model.max_positions is None or c <= model.max_positions] or [
+        model.max_positions or 1
+    ]
     if args.context is not None and args.context not in contexts:
         contexts = sorted({*contexts, args.context})
     rows: list[dict[str, Any]] = []
