@@ -1,18 +1,17 @@
 #!/usr/bin/env bash
-# Measure Longhaul on a bare GPU host without network, in stages that each end by themselves:
+# Measure Longhaul on a bare GPU host without network. A daemon works through a queue of phases, so that pieces of the next engine
+# can arrive while one is measured, and what comes next can be decided from what was found:
 #   gpu-visit.sh receive DIR [NAME]  take pieces and manifest of the bundle NAME (vllm), and the tree (tree.tar.gz), from DIR
-#   gpu-visit.sh install          join the bundle vllm, make the controller, install by the playbook
-#   gpu-visit.sh add NAME ...     join one more bundle and install its engine with these words for the playbook
-#   gpu-visit.sh measure          every configuration of VISIT_PLAN, one after another
-#   gpu-visit.sh all              install and measure, as a daemon; its log is $VISIT_HOME/visit.log
-#   gpu-visit.sh follow DIR S     wait for the daemon's end, S seconds at most, then collect; fails at once where no daemon was started
-#   gpu-visit.sh collect DIR      copy results, logs and timings to DIR, packed
+#   gpu-visit.sh enqueue FILE ...    more phases (scripts/dev/visit/phases), worked through in the order of their names, each once
+#   gpu-visit.sh start               the daemon; its log is $VISIT_HOME/visit.log; ends after the phase 99-end
+#   gpu-visit.sh follow DIR S [PHASE]  wait for a phase (99-end), S seconds at most, then collect; fails at once without a daemon
+#   gpu-visit.sh collect DIR         copy results, logs and timings to DIR, packed
 # VISIT_HOME (default /var/tmp/longhaul-visit) keeps everything. VISIT_CPU=1 tries the same steps without a GPU.
 set -uo pipefail
 home=${VISIT_HOME:-/var/tmp/longhaul-visit}
 tree=${VISIT_TREE:-$home/tree}
 self=$(readlink -f "$0")
-mkdir -p "$home/wheels" "$home/out"
+mkdir -p "$home/wheels" "$home/out" "$home/queue" "$home/done"
 
 note() { printf '%s %s\n' "$(date -u +%H:%M:%S)" "$*" | tee -a "$home/out/timeline.txt"; }
 
@@ -31,14 +30,29 @@ step() {
 }
 
 receive() {
-  local bundle=$home/bundles/${2:-vllm}
+  local bundle=$home/bundles/${2:-vllm} piece
   mkdir -p "$bundle/pieces"
-  mv "$1"/piece-* "$bundle/pieces/" 2>/dev/null
+  # Under its own name only when it is whole: the daemon looks for it meanwhile.
+  for piece in "$1"/piece-*; do
+    [ -f "$piece" ] && cp "$piece" "$bundle/arriving" && mv "$bundle/arriving" "$bundle/pieces/${piece##*/}"
+  done
   for name in manifest.json join.sh SHA256SUMS; do [ -f "$1/$name" ] && cp "$1/$name" "$bundle/"; done
   if [ -f "$1/tree.tar.gz" ]; then rm -rf "$tree" && mkdir -p "$tree" && tar -xzf "$1/tree.tar.gz" -C "$tree"; fi
   # Debian packages of shared libraries that a bare image lacks.
   for deb in "$1"/*.deb; do [ -f "$deb" ] && dpkg -x "$deb" / && ldconfig; done
   ls "$bundle/pieces" | tr '\n' ' '
+}
+
+# arrived NAME S: wait until every piece that the bundle's manifest lists is there.
+arrived() {
+  local bundle=$home/bundles/$1 left=$2
+  until [ -f "$bundle/manifest.json" ] && (cd "$bundle/pieces" && python3 -c '
+import json, os, sys
+sys.exit(any(not os.path.exists(row["name"]) for row in json.load(open("../manifest.json"))["pieces"]))'); do
+    left=$((left - 1))
+    [ "$left" -gt 0 ] || { note "$1: pieces are missing"; return 1; }
+    sleep 1
+  done
 }
 
 # Every bundle's wheels end in one folder, which is the wheelhouse of all plays.
@@ -87,17 +101,17 @@ install() {
   record_host
   step join join vllm || return 1
   step controller controller || return 1
-  step provision play playbooks/provision.yml || return 1
+  step provision play playbooks/provision.yml "$@" || return 1
 }
 
-# One more engine; can run beside a measurement.
+# One more engine.
 add() {
   local name=$1
   shift
   step "join-$name" join "$name" && step "provision-$name" play playbooks/provision.yml "$@"
 }
 
-# configure NAME DEPLOY|VALIDATE words...: one configuration through the front door, under its own run id.
+# deploy NAME words...: one configuration through the front door, under its own run id.
 deploy() {
   local name=$1
   shift
@@ -132,22 +146,38 @@ restart() {
   keep_log "restart-$1"
 }
 
-measure() {
-  local watcher=
+# The daemon: phases in the order of their names, each once, until 99-end; waits 15 minutes for the next one.
+work() {
+  local watcher= idle=0 phase name
   if command -v nvidia-smi >/dev/null; then watch_gpu & watcher=$!; fi
-  # shellcheck disable=SC1090
-  . "${VISIT_PLAN:-$tree/scripts/dev/gpu-visit-plan.sh}"
-  step stop-last play playbooks/stop.yml
+  while [ ! -e "$home/done/99-end" ] && [ "$idle" -lt 900 ]; do
+    name=$(cd "$home/queue" && for phase in *.sh; do [ -f "$phase" ] && [ ! -e "$home/done/${phase%.sh}" ] && echo "${phase%.sh}" && break; done)
+    if [ -z "$name" ]; then
+      sleep 1
+      idle=$((idle + 1))
+      continue
+    fi
+    idle=0
+    note "phase $name"
+    # shellcheck disable=SC1090
+    . "$home/queue/$name.sh"
+    : >"$home/done/$name"
+  done
   [ -n "$watcher" ] && kill "$watcher"
-  note "measured all"
+  note "end"
+}
+
+enqueue() {
+  local file
+  for file in "$@"; do cp "$file" "$home/queue/.arriving" && mv "$home/queue/.arriving" "$home/queue/${file##*/}"; done
 }
 
 # A host that a visit never began on must not be waited for: its time counts.
 follow() {
   [ -f "$home/visit.log" ] || { echo "no visit here: $home/visit.log is missing"; return 9; }
-  local left=$2
-  while [ "$left" -gt 0 ] && ! grep -q ' end$' "$home/visit.log"; do sleep 1; left=$((left - 1)); done
-  tail -n 12 "$home/visit.log" | cut -c1-160
+  local left=$2 phase=${3:-99-end}
+  while [ "$left" -gt 0 ] && [ ! -e "$home/done/$phase" ] && ! tail -n 1 "$home/visit.log" | grep -q ' end$'; do sleep 1; left=$((left - 1)); done
+  tail -n 14 "$home/visit.log" | cut -c1-200
   collect "$1"
 }
 
@@ -166,12 +196,10 @@ collect() {
 
 case ${1:-} in
   receive) receive "$2" "${3:-}" ;;
-  add) shift && add "$@" ;;
-  install) install ;;
-  measure) measure ;;
-  all) setsid bash "$self" both >"$home/visit.log" 2>&1 </dev/null & ;;
-  both) install && measure; note "end" ;;
-  follow) follow "$2" "${3:-500}" ;;
+  enqueue) shift && enqueue "$@" ;;
+  start) setsid bash "$self" work >"$home/visit.log" 2>&1 </dev/null & ;;
+  work) work ;;
+  follow) follow "$2" "${3:-500}" "${4:-}" ;;
   collect) collect "$2" ;;
-  *) sed -n 2,12p "$self"; exit 2 ;;
+  *) sed -n 2,11p "$self"; exit 2 ;;
 esac

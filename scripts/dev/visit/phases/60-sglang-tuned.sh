@@ -1,0 +1,5 @@
+# shellcheck shell=bash disable=SC2154
+. "$tree/scripts/dev/visit/settings.sh"
+forget sglang-tuned
+deploy sglang-tuned -e "$sglang" -e '{"engine_context_tokens": 1048576, "engine_kv_cache_dtype": "fp8_e4m3",
+  "engine_max_num_batched_tokens": 16384, "context_test_ladder_tokens": [10000, 100000, 500000, 1000000], "context_test_points": []}'

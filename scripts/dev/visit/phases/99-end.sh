@@ -1,0 +1,2 @@
+# shellcheck shell=bash
+step stop-last play playbooks/stop.yml
