@@ -3,6 +3,9 @@
 A bundle is a folder: ``manifest.json``, ``SHA256SUMS`` and ``join.sh``, with either ``wheels/`` or, when split,
 ``pieces/``: one tar of ``wheels/`` cut into equal pieces. ``join.sh`` needs only sh and Python's standard library, so that a bare
 host can put the bundle together. Nothing here asks the network but :func:`fetch_wheels`, which runs pip.
+
+The tar may go through xz. A wheel is deflated already and would gain nothing, so its members are stored plain first
+(:func:`store_wheels`): kernels compiled for many GPU generations repeat far beyond deflate's window of 32 KiB.
 """
 
 from __future__ import annotations
@@ -14,10 +17,15 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import IO, BinaryIO, Literal, Protocol, cast
 
 from .environments import Lock, parse_lock
 from .errors import UserError
@@ -26,9 +34,14 @@ from .files import write_atomic
 SCHEMA = "longhaul.bundle/1"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _CHUNK_BYTES = 1 << 20
+# Levels above cost minutes more per GB; the repeats they would find lie mostly within 3's 4 MiB already.
+_XZ_LEVEL = 3
+_SAY_EVERY_S = 3.0
 # PEP 600 tags pip must be given one by one; 2_17 is manylinux2014, 2_5 manylinux1.
 _OLDEST_GLIBC_MINOR = 5
 Say = Callable[[str], None]
+Compression = Literal["none", "xz"]
+COMPRESSIONS: tuple[Compression, ...] = ("none", "xz")
 
 JOIN_SH = """#!/bin/sh
 # Check the pieces, put wheels/ together and check every wheel. Needs sh and python3 (standard library only).
@@ -71,20 +84,34 @@ class Pieces:
 
 with open("manifest.json") as file:
     manifest = json.load(file)
+compression = manifest.get("compression", "none")
+if compression == "xz":
+    # Optional when Python is built; said before the minutes of checksums.
+    try:
+        import lzma
+    except ImportError:
+        sys.exit("found: " + sys.executable + " without its lzma module | required: lzma, for a bundle under xz"
+                 " | fix: PYTHON=another-python3 sh join.sh, or build the bundle without --compress")
 if manifest["pieces"]:
     check(manifest["pieces"], "pieces")
     known = {row["name"] for row in manifest["wheels"]}
     os.makedirs("wheels", exist_ok=True)
     stream = Pieces(os.path.join("pieces", row["name"]) for row in manifest["pieces"])
-    with tarfile.open(fileobj=stream, mode="r|") as tar:
-        for member in tar:
-            name = member.name[len("wheels/"):]
-            if not member.isfile() or name not in known:
-                sys.exit("found: " + member.name + " in the pieces | required: wheels of manifest.json | fix: build the bundle again")
-            with open(os.path.join("wheels", name), "wb") as out:
-                source = tar.extractfile(member)
-                for chunk in iter(lambda: source.read(1 << 20), b""):
-                    out.write(chunk)
+    unreadable = (tarfile.TarError, EOFError)
+    if compression == "xz":
+        stream, unreadable = lzma.open(stream), unreadable + (lzma.LZMAError,)
+    try:
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as tar:
+            for member in tar:
+                name = member.name[len("wheels/"):]
+                if not member.isfile() or name not in known:
+                    sys.exit("found: " + member.name + " in the pieces | required: wheels of manifest.json | fix: build the bundle again")
+                with open(os.path.join("wheels", name), "wb") as out:
+                    source = tar.extractfile(member)
+                    for chunk in iter(lambda: source.read(1 << 20), b""):
+                        out.write(chunk)
+    except unreadable as error:
+        sys.exit("found: pieces that cannot be unpacked (" + str(error) + ") | required: a whole archive | fix: build the bundle again")
 check(manifest["wheels"], "wheels")
 print(os.path.abspath("wheels") + ": " + str(len(manifest["wheels"])) + " wheels, all as manifest.json says")
 END
@@ -126,6 +153,7 @@ class Manifest:
     wheels: tuple[File, ...]
     pieces: tuple[File, ...] = ()
     left_out: tuple[str, ...] = ()
+    compression: Compression = "none"
 
     @property
     def size_bytes(self) -> int:
@@ -266,20 +294,157 @@ def file_of(path: Path) -> File:
     return File(path.name, sha.hexdigest(), path.stat().st_size)
 
 
-def split_wheels(wheels: Path, pieces: Path, most_bytes: int) -> tuple[File, ...]:
-    """One tar of ``wheels`` as pieces of at most ``most_bytes``; the same wheels give the same bytes."""
+def store_wheels(wheels: Path, *, say: Say) -> None:
+    """Pack every wheel of ``wheels`` anew, its members stored, so that a compressor over all of them sees their contents.
+
+    Names, order, dates and modes stay, and RECORD with them: it hashes contents, not the archive. UserError for a broken wheel.
+    """
+    paths = sorted(wheels.glob("*.whl"))
+    whole = 0
+    for path in paths:
+        with _readable(path), zipfile.ZipFile(path) as wheel:
+            whole += sum(i.file_size for i in wheel.infolist())
+    progress = _Progress("unpacking wheels", whole, say)
+    for path in paths:
+        part = path.with_name(f"{path.name}.part")
+        with _readable(path):
+            _store(path, part, progress)
+        part.replace(path)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise UserError(f"{path.name} ({error})", "a readable wheel", "fetch it again") from error
+
+
+def _store(source: Path, target: Path, progress: _Progress) -> None:
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
+        new.comment = old.comment
+        for there in old.infolist():
+            info = zipfile.ZipInfo(there.filename, there.date_time)
+            info.external_attr, info.create_system, info.comment = there.external_attr, there.create_system, there.comment
+            # Known before the first byte, so that zipfile chooses ZIP64 by itself.
+            info.file_size = there.file_size
+            with old.open(there) as reader, new.open(info, "w") as writer:
+                while chunk := reader.read(_CHUNK_BYTES):
+                    writer.write(chunk)
+                    progress.add(len(chunk))
+
+
+def split_wheels(
+    wheels: Path, pieces: Path, most_bytes: int, *, compression: Compression = "none", say: Say = lambda _: None
+) -> tuple[File, ...]:
+    """One tar of ``wheels`` as pieces of at most ``most_bytes``; the same wheels give the same tar.
+
+    Under xz the pieces' bytes depend on the xz at hand; what comes out of them does not.
+    """
     if pieces.exists():
         shutil.rmtree(pieces)
     pieces.mkdir(parents=True)
+    paths = sorted(wheels.glob("*.whl"))
     writer = _PieceWriter(pieces, most_bytes)
-    with tarfile.open(fileobj=cast(BinaryIO, writer), mode="w|", format=tarfile.PAX_FORMAT) as tar:
-        for path in sorted(wheels.glob("*.whl")):
+    if compression == "xz":
+        progress = _Progress("compressing", sum(p.stat().st_size for p in paths), say)
+        with _xz(writer) as stream:
+            _write_tar(paths, stream, progress)
+    else:
+        _write_tar(paths, writer)
+    writer.close()
+    return tuple(file_of(p) for p in sorted(pieces.iterdir()))
+
+
+class _Sink(Protocol):
+    """Where bytes go."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+class _Progress:
+    """A line now and then: how much is done of how much."""
+
+    def __init__(self, what: str, whole_bytes: int, say: Say) -> None:
+        self._what, self._whole, self._say = what, whole_bytes, say
+        self._done, self._last = 0, time.monotonic()
+
+    def add(self, size: int) -> None:
+        """So much more is done."""
+        self._done += size
+        if time.monotonic() - self._last >= _SAY_EVERY_S:
+            self._last = time.monotonic()
+            self._say(f"{self._what}: {self._done / 1e6:.0f} of {self._whole / 1e6:.0f} MB")
+
+
+@dataclass(frozen=True)
+class _Through:
+    """A place to write to that is one function."""
+
+    write: Callable[[bytes], object]
+
+
+def _write_tar(paths: Sequence[Path], sink: _Sink, progress: _Progress | None = None) -> None:
+    def counted(data: bytes) -> None:
+        sink.write(data)
+        if progress:
+            progress.add(len(data))
+
+    with tarfile.open(fileobj=cast(BinaryIO, _Through(counted)), mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        for path in paths:
             info = tarfile.TarInfo(f"wheels/{path.name}")
             info.size, info.mode = path.stat().st_size, 0o644
             with path.open("rb") as file:
                 tar.addfile(info, file)
-    writer.close()
-    return tuple(file_of(p) for p in sorted(pieces.iterdir()))
+
+
+@contextmanager
+def _xz(sink: _Sink) -> Iterator[_Sink]:
+    """What is written comes to ``sink`` compressed: by the xz program, which uses every core, else by Python's lzma on one."""
+    program = shutil.which("xz")
+    if program is None:
+        try:
+            import lzma
+        except ImportError as error:
+            raise UserError(
+                "no xz program, and a Python without lzma", "either of them for --compress xz", "install xz"
+            ) from error
+        compressor = lzma.LZMACompressor(preset=_XZ_LEVEL)
+        yield _Through(lambda data: sink.write(compressor.compress(data)))
+        sink.write(compressor.flush())
+        return
+    command = [program, "-T0", f"-{_XZ_LEVEL}", "-c"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        given, taken, said = (cast(IO[bytes], x) for x in (process.stdin, process.stdout, process.stderr))
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            pump = pool.submit(_pump, taken, sink)
+            try:
+                yield given
+                given.close()
+            except BrokenPipeError:
+                # xz has gone, by itself or because nobody took its output; the reason comes below.
+                with suppress(OSError):
+                    given.close()
+            except BaseException:
+                process.kill()
+                with suppress(OSError):
+                    given.close()
+                raise
+            pump.result()
+            words = said.read().decode(errors="replace").strip().splitlines()
+    if process.returncode != 0:
+        raise UserError(
+            f"xz ended with {process.returncode}: {words[-1][:200] if words else 'no output'}",
+            "an xz that works, with about 100 MB of memory a core",
+            "mend it, or leave --compress out",
+        )
+
+
+def _pump(source: IO[bytes], sink: _Sink) -> None:
+    # Closed on failure too: xz then ends, and so does whoever writes to it.
+    with source:
+        while chunk := source.read(_CHUNK_BYTES):
+            sink.write(chunk)
 
 
 class _PieceWriter:
@@ -311,13 +476,14 @@ class _PieceWriter:
 
 
 def write_bundle(out: Path, manifest: Manifest) -> None:
-    """``manifest.json``, ``SHA256SUMS`` (for sha256sum -c) and ``join.sh``."""
+    """``manifest.json``, ``SHA256SUMS`` (for sha256sum -c) and ``join.sh``. No "compression" means none."""
     rows = {
         "schema": SCHEMA,
         "engine": manifest.engine,
         "python": ".".join(map(str, manifest.target.python)),
         "machine": manifest.target.machine,
         "glibc": ".".join(map(str, manifest.target.glibc)),
+        **({} if manifest.compression == "none" else {"compression": manifest.compression}),
         "left_out": list(manifest.left_out),
         "pieces": [_row(f) for f in manifest.pieces],
         "wheels": [_row(f) for f in manifest.wheels],

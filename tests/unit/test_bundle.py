@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+from longhaul import bundle as bundling
 from longhaul.bundle import (
+    Compression,
     Manifest,
     Target,
     file_of,
@@ -14,8 +23,10 @@ from longhaul.bundle import (
     parse_installed,
     parse_size,
     split_wheels,
+    store_wheels,
     write_bundle,
 )
+from longhaul.cli import main
 from longhaul.environments import parse_lock
 from longhaul.errors import UserError
 
@@ -72,3 +83,150 @@ def test_sizes() -> None:
     for bad in ("60 apples", "0MB", "-1MB", ""):
         with pytest.raises(UserError):
             parse_size(bad)
+
+
+RECORD = "kernels-1.dist-info/RECORD"
+
+
+def kernels_wheel(path: Path) -> dict[str, bytes]:
+    """A deflated wheel whose library repeats at a distance that deflate cannot see; returns its members."""
+    block = os.urandom(200_000)
+    members = {"kernels/ops.so": block * 8, "kernels/__init__.py": b"ARCHS = (80, 90)\n", "kernels/data/": b""}
+    hashes = {n: base64.urlsafe_b64encode(hashlib.sha256(d).digest()).rstrip(b"=").decode() for n, d in members.items() if d}
+    members[RECORD] = "".join(f"{n},sha256={h},{len(members[n])}\n" for n, h in hashes.items()).encode()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+        for name, data in members.items():
+            info = zipfile.ZipInfo(name, (2024, 2, 29, 12, 30, 10))
+            info.external_attr, info.compress_type = (0o755 if name.endswith(".so") else 0o644) << 16, zipfile.ZIP_DEFLATED
+            wheel.writestr(info, data)
+    return members
+
+
+def xz_bundle(out: Path, original: Path, compression: Compression = "xz") -> None:
+    """What the command does after fetching, for one wheel."""
+    wheels = out / "wheels"
+    wheels.mkdir(parents=True)
+    copy = wheels / original.name
+    copy.write_bytes(original.read_bytes())
+    if compression == "xz":
+        store_wheels(wheels, say=print)
+    files = (file_of(copy),)
+    pieces = split_wheels(wheels, out / "pieces", 65_536, compression=compression, say=print)
+    copy.unlink()
+    wheels.rmdir()
+    write_bundle(out, Manifest("x==1", Target((3, 12)), files, pieces, compression=compression))
+
+
+def carried_bytes(out: Path) -> int:
+    return sum(p.stat().st_size for p in (out / "pieces").iterdir())
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> Path:
+    path = tmp_path / "kernels-1-py3-none-any.whl"
+    kernels_wheel(path)
+    return path
+
+
+@pytest.mark.parametrize("way", ["join.sh", "--join"])
+def test_a_bundle_under_xz_is_smaller_and_its_wheels_are_whole(
+    tmp_path: Path, wheel: Path, way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, small = tmp_path / "plain", tmp_path / "small"
+    xz_bundle(plain, wheel, "none")
+    xz_bundle(small, wheel)
+    assert carried_bytes(small) < carried_bytes(plain) / 4
+    assert len(list((small / "pieces").iterdir())) > 2
+    assert "compression" not in json.loads((plain / "manifest.json").read_text(encoding="utf-8"))
+    if way == "join.sh":
+        done = subprocess.run(["sh", str(small / "join.sh")], capture_output=True, text=True, check=True)
+        said = done.stdout
+    else:
+        assert main(["bundle", "--join", str(small)]) == 0
+        said = capsys.readouterr().out
+    assert "1 wheels, all as manifest.json says" in said
+    joined = small / "wheels" / wheel.name
+    with zipfile.ZipFile(wheel) as before, zipfile.ZipFile(joined) as after:
+        assert after.testzip() is None
+        assert {i.compress_type for i in after.infolist()} == {zipfile.ZIP_STORED}
+        described = [
+            [(i.filename, i.date_time, i.external_attr, i.create_system, i.file_size, i.CRC) for i in z.infolist()]
+            for z in (before, after)
+        ]
+        assert described[0] == described[1]
+        assert after.read(RECORD) == before.read(RECORD)
+        for line in after.read(RECORD).decode().splitlines():
+            name, sha, size = line.split(",")
+            data = after.read(name)
+            assert (len(data), hashlib.sha256(data).digest()) == (
+                int(size),
+                base64.urlsafe_b64decode(sha[len("sha256=") :] + "="),
+            )
+
+
+def test_without_the_xz_program_the_same_wheels_come_back(tmp_path: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    xz_bundle(tmp_path / "a", wheel)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    xz_bundle(tmp_path / "b", wheel)
+    a, b = (tmp_path / x / "wheels" / wheel.name for x in "ab")
+    for path in (a, b):
+        join_bundle(path.parents[1])
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_a_damaged_piece_under_xz_is_named(tmp_path: Path, wheel: Path) -> None:
+    xz_bundle(tmp_path / "x", wheel)
+    piece = tmp_path / "x" / "pieces" / "piece-001"
+    piece.write_bytes(piece.read_bytes()[:-1])
+    with pytest.raises(UserError, match="piece-001 is damaged"):
+        join_bundle(tmp_path / "x")
+    assert not (tmp_path / "x" / "wheels").exists()
+
+
+def test_an_archive_that_was_made_short_is_one_line(tmp_path: Path, wheel: Path) -> None:
+    """Pieces that are as the manifest says, but not all there are."""
+    xz_bundle(tmp_path / "x", wheel)
+    path = tmp_path / "x" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["pieces"].pop()
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(UserError, match="pieces that cannot be unpacked") as caught:
+        join_bundle(tmp_path / "x")
+    assert caught.value.fix == "build the bundle again"
+
+
+def test_a_python_without_lzma_is_told_so(tmp_path: Path, wheel: Path) -> None:
+    xz_bundle(tmp_path / "x", wheel)
+    (tmp_path / "lzma.py").write_text("raise ImportError('not built')\n", encoding="utf-8")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    with pytest.raises(UserError, match="without its lzma module") as caught:
+        join_bundle(tmp_path / "x", python=str(python))
+    assert "PYTHON=" in caught.value.fix
+
+
+def test_what_goes_wrong_while_compressing_is_one_line(
+    tmp_path: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bundle", "--engine", "vllm==0.25.1", "--compress", "xz", "--out", str(tmp_path / "o")]) != 0
+    assert "--compress xz without --split" in capsys.readouterr().err
+    xz = tmp_path / "xz"
+    xz.write_text("#!/bin/sh\necho 'xz: no memory' >&2\nexit 1\n", encoding="utf-8")
+    xz.chmod(0o755)
+    monkeypatch.setattr("shutil.which", lambda _: str(xz))
+    with pytest.raises(UserError, match="xz ended with 1: xz: no memory"):
+        xz_bundle(tmp_path / "x", wheel)
+    wheel.write_bytes(wheel.read_bytes()[:-100])
+    with pytest.raises(UserError, match=wheel.name):
+        xz_bundle(tmp_path / "y", wheel)
+
+
+def test_progress_is_said(tmp_path: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundling, "_SAY_EVERY_S", 0.0)
+    said: list[str] = []
+    wheels = wheel.parent
+    store_wheels(wheels, say=said.append)
+    split_wheels(wheels, tmp_path / "pieces", 65_536, compression="xz", say=said.append)
+    assert said[0] == "unpacking wheels: 1 of 2 MB"
+    assert said[-1] == "compressing: 2 of 2 MB"

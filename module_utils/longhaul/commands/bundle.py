@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from ..bundle import (
+    COMPRESSIONS,
     Manifest,
     Target,
     common_locks,
@@ -21,6 +22,7 @@ from ..bundle import (
     parse_size,
     read_lock,
     split_wheels,
+    store_wheels,
     write_bundle,
 )
 from ..errors import UserError
@@ -46,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--extra-index-url", action="append", default=[], metavar="URL", help="for packages with a local version")
     parser.add_argument("--engine-only", action="store_true", help="leave out supervisord, the test client and the controller")
     parser.add_argument("--split", metavar="SIZE", help="cut into pieces of at most this size: 60MB, 4GiB")
+    parser.add_argument(
+        "--compress",
+        choices=COMPRESSIONS,
+        default="none",
+        help="xz: wheels unpacked, pieces under xz (with --split; default: none)",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the bundle")
     parser.add_argument("--join", type=Path, metavar="DIR", help="check a bundle and put its wheels together")
 
@@ -58,6 +66,12 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None or (args.engine is None and args.lock is None):
         raise UserError("no --out, or neither --engine nor --lock", "--engine NAME==VERSION --out DIR, or --join DIR", "add them")
     split_bytes = parse_size(args.split) if args.split else None
+    if args.compress != "none" and split_bytes is None:
+        raise UserError(
+            f"--compress {args.compress} without --split",
+            "both: only pieces are compressed, not the folder wheels/",
+            "add --split SIZE (4GB, say, for one piece), or leave --compress out",
+        )
     root = Path(__file__).resolve().parents[3]
     engine_lock = args.lock or default_locks(root, args.engine, args.device)[0]
     lock = read_lock(engine_lock)
@@ -80,13 +94,18 @@ def run(args: argparse.Namespace) -> int:
         shutil.rmtree(wheels)
     wanted = list(dict.fromkeys((*carry, *others, PIP)))
     fetch_wheels(wanted, target, wheels, sources=args.find_links, say=_say, extra_index_urls=args.extra_index_url)
+    if args.compress == "xz":
+        store_wheels(wheels, say=_say)
+    # After the repacking: what the manifest lists is what lies in wheels/ on the host.
     files = tuple(file_of(p) for p in sorted(wheels.glob("*.whl")))
-    pieces = split_wheels(wheels, args.out / "pieces", split_bytes) if split_bytes else ()
+    pieces = split_wheels(wheels, args.out / "pieces", split_bytes, compression=args.compress, say=_say) if split_bytes else ()
     if pieces:
         shutil.rmtree(wheels)
-    manifest = Manifest(args.engine or engine_lock.stem, target, files, pieces, left_out)
+    manifest = Manifest(args.engine or engine_lock.stem, target, files, pieces, left_out, args.compress)
     write_bundle(args.out, manifest)
     shape = f"{len(pieces)} pieces" if pieces else "not split"
+    if args.compress != "none":
+        shape += f" of {sum(f.size_bytes for f in pieces) / 1e6:.0f} MB together ({args.compress})"
     print(
         f"{args.out}: {len(files)} wheels, {manifest.size_bytes / 1e6:.0f} MB, {shape}; left out {len(left_out)} that the host has"
     )
