@@ -15,21 +15,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from .architecture import ModelArchitecture
+from .architecture import AttentionKind, ModelArchitecture
 from .capacity_pools import (
     LONGEST_TOKENS,
     KvGroup,
     PlanSettings,
     Pool,
+    SglangSizing,
     Sizing,
     VllmSizing,
     check_settings,
     kv_splits,
     normal_dtype,
+    sglang_batched_tokens,
     sizing_of,
     stages_of,
 )
-from .capacity_rules import SGLANG_SPLIT_ARCHITECTURES, Release, outside_range
+from .capacity_rules import SGLANG_SPLIT_ARCHITECTURES, Release, outside_range, sglang_rules, vllm_rules
 from .hardware import GIB, Gpu
 from .results import CapacityFacts
 
@@ -293,11 +295,13 @@ def settings_from_engine(
         weights_dtype="fp8" if (wanted.quantization or "").startswith("fp8") else wanted.dtype,
         hybrid_kv=wanted.hybrid_kv,
         max_num_batched_tokens=wanted.max_num_batched_tokens,
+        block_size=wanted.block_size_tokens,
         max_num_seqs=wanted.max_num_seqs if max_running_requests is None else max_running_requests,
         text_only=wanted.text_only,
         enforce_eager=wanted.enforce_eager,
         swa_full_tokens_ratio=wanted.swa_full_tokens_ratio,
         max_total_tokens=wanted.max_total_tokens,
+        attention_backend=wanted.attention_backend,
         concurrency=concurrency,
     )
 
@@ -367,6 +371,7 @@ def _structural_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, ho
         found.append(
             Finding("refuse", "kv_dtype", f"fp8 KV on {gpu.name}", "a GPU with fp8 units", "use bf16 KV, or H100, L40S or newer")
         )
+    found += _block_findings(model, gpu, s)
     outside = outside_range(s.engine, s.release)
     if outside:
         found.append(
@@ -379,6 +384,37 @@ def _structural_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, ho
             )
         )
     return found
+
+
+def _block_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Finding]:
+    """Block sizes (SGLang: page sizes) that the engine refuses at its start, or with which it answers wrongly."""
+    size = s.block_size
+    if size is None:
+        return []
+    faults: list[tuple[str, str]] = []
+    if s.engine == "vllm":
+        choices = vllm_rules(s.release).block_sizes
+        if choices is not None and size not in choices:
+            faults.append((f"vLLM {s.release}: one of {', '.join(map(str, choices))}", "choose one of them"))
+        elif gpu.vendor != "cpu" and size % 16:
+            faults.append(("a multiple of 16 on GPUs", "use 16, 64 or 128"))
+    else:
+        batched = sglang_batched_tokens(s, gpu)
+        if batched % size:
+            fix = "change max_num_batched_tokens or the block size"
+            faults.append((f"a divisor of the prefill chunk of {batched:,} tokens", fix))
+        hopper = gpu.compute_capability is not None and (9, 0) <= gpu.compute_capability < (10, 0)
+        fa3 = s.attention_backend == "fa3" or (s.attention_backend is None and hopper)
+        if fa3 and size & (size - 1):
+            faults.append(("a power of two with FlashAttention 3", "use 64 or 128"))
+        # SGLang calls only this architecture a local-attention model (configs/model_config.py: is_local_attention_model).
+        chunked = model.architecture == "Llama4ForConditionalGeneration"
+        if fa3 and chunked and size > 1 and not sglang_rules(s.release).paged_chunks:
+            required = f"1 for Llama-4 with FlashAttention 3 in SGLang {s.release}, which mixes up tokens and pages"
+            faults.append((required, "leave the block size to the engine, or use SGLang 0.5.20 or newer"))
+    chunks = sorted({x.window_tokens for x in model.layers if x.kind is AttentionKind.CHUNKED and x.window_tokens})
+    faults += [(f"a divisor of the attention chunk of {c:,} tokens", "use 64 or 128") for c in chunks if c % size]
+    return [Finding("refuse", "block_size", f"block size of {size} tokens", required, fix) for required, fix in faults]
 
 
 # ----------------------------------------------------------------------------------------------------------------- plan
@@ -567,6 +603,8 @@ def _possible_changes(
 ) -> list[tuple[str, PlanSettings]]:
     """Single changes that could make a plan fit, cheapest first."""
     changes: list[tuple[str, PlanSettings]] = []
+    if s.block_size is not None:
+        changes.append(("the engine's own block size", replace(s, block_size=None)))
     if s.hybrid_kv != "on" and len({(x.kind, x.window_tokens) for x in model.layers}) > 1:
         changes.append(("hybrid KV on", replace(s, hybrid_kv="on")))
     if s.engine == "sglang":
@@ -655,6 +693,8 @@ def _steps(sizing: Sizing, pool: Pool, margin: int, exact: bool) -> list[Step]:
         if local:
             how += f"; a local group holds its window and {sizing.in_flight:,} tokens in flight"
         steps.append(Step("blocks a request", f"{sizing.request_blocks(s.context_tokens):,}", how))
+    elif isinstance(sizing, SglangSizing) and sizing.page > 1:
+        steps.append(Step("a page", f"{sizing.page} tokens", "pools and requests are whole pages"))
     steps.append(Step("pool", f"{pool.tokens:,} tokens", sizing.pool_sum(pool), exact=exact))
     steps += [
         Step(label, f"{b / GIB:.2f} GiB", "outside the pool, grows with the context") for label, b in sizing.fixed_costs(pool)

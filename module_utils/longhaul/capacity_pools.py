@@ -64,6 +64,7 @@ class PlanSettings:
     cuda_graph_max_batch: int | None = None
     max_total_tokens: int | None = None
     async_scheduling: bool | None = None
+    attention_backend: str | None = None
     concurrency: int = 1
 
     @property
@@ -538,36 +539,42 @@ class SglangSizing(Sizing):
     def _local_need(self, tokens: int) -> int:
         """Local slots of one request: window and the chunk being prefilled. Before 0.5.8 Llama-4's whole prompt."""
         if self.kvcache_ratio:
-            return tokens
+            return self._whole_pages(tokens)
         window = max((x.window_tokens or 0 for x in self.model.layers), default=0)
-        return min(tokens, window + self.batched)
+        return self._whole_pages(min(tokens, window + self.batched))
+
+    def _whole_pages(self, tokens: int) -> int:
+        return -(-tokens // self.page) * self.page
 
     def _holds(self, full: int, local: int | None, tokens: int) -> float:
-        held = full / tokens
+        held = full / self._whole_pages(tokens)
         return held if local is None else min(held, local / self._local_need(tokens))
 
     def pool_sum(self, pool: Pool) -> str:
         cell = self.layer_token_bytes
         full_layers, local_layers = self._layer_counts
+        pages = f" in whole pages of {self.page}" if self.page > 1 else ""
         if pool.local_tokens is None:
             layers = full_layers + local_layers
-            return f"{pool.available_bytes:,} B // ({layers} layers x {cell:,} B) = {pool.tokens:,} tokens"
+            return f"{pool.available_bytes:,} B // ({layers} layers x {cell:,} B) = {pool.tokens:,} tokens{pages}"
         return (
             f"{pool.available_bytes:,} B over {full_layers} full and {local_layers} local layers x {cell:,} B"
-            f" = {pool.tokens:,} full and {pool.local_tokens:,} local tokens"
+            f" = {pool.tokens:,} full and {pool.local_tokens:,} local tokens{pages}"
         )
 
     def at_once(self, available: int, tokens: int) -> float:
         full, local = self._split(available)
-        return self._holds(max(full - 1, 0), local, tokens)
+        # A request is admitted only if a page is left beside it (managers/schedule_policy.py: add_one_req).
+        return self._holds(max(full - self.page, 0), local, tokens)
 
     def request_bytes(self, tokens: int) -> int:
         full_layers, local_layers = self._layer_counts
-        local_tokens = self._local_need(tokens) if self.hybrid == "on" else tokens
-        return self.layer_token_bytes * (full_layers * tokens + local_layers * local_tokens)
+        paged = self._whole_pages(tokens)
+        local_tokens = self._local_need(tokens) if self.hybrid == "on" else paged
+        return self.layer_token_bytes * (full_layers * paged + local_layers * local_tokens)
 
     def explains(self, printed: int, low: int, high: int) -> bool:
-        return self.pool(low).tokens <= printed <= self.pool(high).tokens
+        return printed % self.page == 0 and self.pool(low).tokens <= printed <= self.pool(high).tokens
 
     def request_rows(self, pool: Pool) -> int:
         """Rows of the request table: --max-running-requests, or 2048 to 4096 by the pool's size."""
@@ -615,16 +622,21 @@ def _vllm_groups(model: ModelArchitecture, mode: str, rules: VllmRules, block: i
 
 def _vllm_block(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, rules: VllmRules) -> int:
     """The engine's block size: 16 on GPUs (MLA kernels: 64 on Hopper, 128 on Blackwell), 128 on CPU (platforms/*.py)."""
+    if rules.sliding_block == "kernel" and all(x.kind is AttentionKind.SLIDING for x in model.layers):
+        # The kernel's smallest, whatever --block-size says.
+        return 32 if gpu.vendor == "cpu" else 16
     if s.block_size is not None:
         return s.block_size
     if gpu.vendor == "cpu":
-        if model.mla:
-            return rules.cpu_mla_block
-        only_sliding = all(x.kind is AttentionKind.SLIDING for x in model.layers)
-        return 32 if only_sliding and rules.sliding_block == "kernel" else 128
+        return rules.cpu_mla_block if model.mla else 128
     if model.mla:
         return 128 if (gpu.compute_capability or (0, 0)) >= (10, 0) else 64
     return 16
+
+
+def sglang_batched_tokens(s: PlanSettings, gpu: Gpu) -> int:
+    """--chunked-prefill-size, or its default by GPU memory (server_args.py: _handle_gpu_memory_settings)."""
+    return s.max_num_batched_tokens or (16384 if gpu.memory_bytes >= 160 * GIB else 8192)
 
 
 def sizing_of(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, stages: tuple[Stage, ...] | None = None) -> Sizing:
@@ -671,5 +683,5 @@ def sizing_of(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, stages: tuple
     else:
         mode = "uniform" if mode == "uniform" else "off"
         groups = (KvGroup(AttentionKind.GLOBAL, None, page, everything),)
-    batched = s.max_num_batched_tokens or (16384 if gpu.memory_bytes >= 160 * GIB else 8192)
+    batched = sglang_batched_tokens(s, gpu)
     return SglangSizing(model, gpu, s, stages, rope, kv_dtype, bytes_each, batched, mode, groups, sg_rules, page, ratio)

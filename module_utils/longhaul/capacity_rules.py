@@ -54,6 +54,9 @@ class Flip:
 VLLM_RANGE = ("0.12.0", "0.33.0")
 SGLANG_RANGE = ("0.5.6.post2", "0.5.23")
 
+# config/cache.py: BlockSize, the choices of --block-size as long as it had any.
+VLLM_BLOCK_SIZES = (1, 8, 16, 32, 64, 128, 256)
+
 # fmt: off
 VLLM_FLIPS: tuple[Flip, ...] = (
     # "KV cache size: N tokens": once blocks // groups * block size, then int(concurrency * max_model_len).
@@ -71,6 +74,8 @@ VLLM_FLIPS: tuple[Flip, ...] = (
     Flip("start_check", "0.19.0", "first_group", "groups", "v1/core/kv_cache_utils.py: _max_memory_usage_bytes_from_groups"),
     # Kinds whose layer counts differ by less than this factor are padded up to the larger count.
     Flip("padding_ratio", "0.18.0", 1.25, 1.5, "v1/core/kv_cache_utils.py: _get_kv_cache_groups_uniform_page_size"),
+    # --block-size took one of a few values, then any.
+    Flip("block_sizes", "0.18.0", VLLM_BLOCK_SIZES, None, "config/cache.py: CacheConfig.block_size"),
     # A model of sliding layers only: block = the attention kernel's smallest (32 on CPU), before and after the engine's.
     Flip("sliding_block", "0.25.0", "engine", "kernel", "model_executor/layers/attention/attention.py: get_kv_cache_spec"),
     Flip("sliding_block", "0.30.0", "kernel", "engine", "model_executor/layers/attention/attention.py: page_budget"),
@@ -92,6 +97,8 @@ SGLANG_FLIPS: tuple[Flip, ...] = (
     Flip("split_sum", "0.5.11", "bytes", "direct", "model_executor/pool_configurator.py: HybridSWAPoolConfigurator"),
     # The request table has one padding row.
     Flip("table_padding_rows", "0.5.12", 0, 1, "mem_cache/memory_pool.py: ReqToTokenPool"),
+    # Chunked attention on fa3 read the table of tokens as if it were one of pages: garbage, or an illegal memory access.
+    Flip("paged_chunks", "0.5.20", False, True, "layers/attention/flashattention_backend.py: _maybe_init_local_attn_metadata"),
 )
 # fmt: on
 
@@ -111,6 +118,7 @@ class VllmRules:
     check_reserves_null_block: bool
     start_check: Literal["layers", "first_group", "groups"]
     padding_ratio: float
+    block_sizes: tuple[int, ...] | None
     sliding_block: Literal["engine", "kernel"]
     unsplit_load: bool
     memory_utilization: float
@@ -126,6 +134,7 @@ class SglangRules:
     split_by_list: bool
     split_sum: Literal["layers", "bytes", "direct"]
     table_padding_rows: int
+    paged_chunks: bool
 
 
 def _facts_at(flips: Sequence[Flip], release: Release) -> dict[str, Any]:

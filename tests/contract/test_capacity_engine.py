@@ -85,6 +85,7 @@ class Setting:
     batched: int | None
     hybrid: bool = True
     kv_dtype: str = "auto"
+    block: int | None = None
 
     @property
     def args(self) -> dict[str, Any]:
@@ -94,13 +95,17 @@ class Setting:
             found["disable_hybrid_kv_cache_manager"] = True
         if self.kv_dtype != "auto":
             found["kv_cache_dtype"] = self.kv_dtype
+        if self.block is not None:
+            found["block_size"] = self.block
         return found
 
 
 SETTINGS = (
     Setting("llama4", 100_001, 4000),
     Setting("llama4", 100_001, 4000, hybrid=False),
+    Setting("llama4", 100_001, 4000, block=64),
     Setting("llama", 50_001, 4096),
+    Setting("llama", 50_001, 4096, block=64),
     Setting("gemma3", 77_777, 3000),
     Setting("gemma3", 77_777, 3000, kv_dtype="fp8"),
     Setting("gemma3-padded", 131_072, 2048),
@@ -177,6 +182,7 @@ def plan_of(engine: Engine, setting: Setting) -> Plan:
         kv_dtype=setting.kv_dtype,
         hybrid_kv="default" if setting.hybrid else "off",
         max_num_batched_tokens=setting.batched,
+        block_size=setting.block,
     )
     return plan_capacity(load_architecture(engine.models[setting.model]), get_gpu("cpu"), settings)
 

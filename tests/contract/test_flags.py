@@ -59,6 +59,7 @@ SETTINGS = st.fixed_dictionaries(
         "hybrid_kv": st.sampled_from(["on", "off", "default"]),
         "prefix_caching": st.sampled_from([None, True, False]),
         "max_num_batched_tokens": st.none() | st.integers(512, 65_536),
+        "block_size_tokens": st.none() | st.sampled_from([1, 16, 64, 128, 144]),
         "max_num_seqs": st.none() | st.integers(1, 4096),
         "enforce_eager": st.booleans(),
         "attention_backend": st.sampled_from([None, "fa3", "FLASH_ATTN"]),

@@ -250,6 +250,104 @@ def test_pipeline_stages_share_layers_as_the_engines_cut_them() -> None:
     assert halves.weights_bytes < 0.6 * whole.weights_bytes
 
 
+# ---- block sizes
+
+
+# From 0.25.1's and 0.32.0's own get_kv_cache_configs and get_max_concurrency_for_kv_cache_config over every stage's layers:
+# (block size, PP, TP, context, batch, bytes a GPU) -> blocks, concurrency, tokens.
+PAGED = [
+    ("0.25.1", (16, 2, 1, 1_048_576, 8192, 40 << 30), (109_226, 1.592030083955224, 1_669_364)),
+    ("0.25.1", (128, 2, 1, 1_048_576, 8192, 40 << 30), (13_653, 1.592000932835821, 1_669_333)),
+    ("0.25.1", (128, 1, 2, 2_000_003, 5001, 50 << 30), (17_066, 1.070774250219601, 2_141_551)),
+    ("0.25.1", (16, 1, 2, 2_000_003, 5001, 50 << 30), (136_533, 1.0710486679845619, 2_142_100)),
+    ("0.25.1", (128, 2, 1, 500_001, 2048, 16_345_678_901), (5196, 1.252953942609115, 626_478)),
+    ("0.25.1", (64, 4, 1, 1_048_576, 16_384, 20 << 30), (27_306, 1.557139598540146, 1_632_779)),
+    ("0.25.1", (256, 1, 8, 131_072, 8192, 10 << 30), (6826, 9.696022727272727, 1_270_877)),
+    ("0.25.1", (128, 3, 8, 131_072, 8192, 10 << 30), (40_960, 29.09090909090909, 3_813_003)),
+    ("0.32.0", (128, 2, 1, 1_048_576, 8192, 40 << 30), (13_653, 1.5237723214285714, 1_597_791)),
+    ("0.32.0", (128, 1, 2, 2_000_003, 5001, 50 << 30), (17_066, 1.062971037060106, 2_125_945)),
+    ("0.32.0", (64, 4, 1, 1_048_576, 16_384, 20 << 30), (27_306, 1.3250194099378882, 1_389_383)),
+    ("0.32.0", (128, 3, 8, 131_072, 8192, 10 << 30), (40_960, 20.64516129032258, 2_706_002)),
+]
+
+
+@pytest.mark.parametrize(("release", "case", "theirs"), PAGED)
+def test_blocks_and_stages_agree_with_the_engines_own_code(release: str, case: tuple[int, ...], theirs: tuple[Any, ...]) -> None:
+    size, stages, tensor, context, batched, available = case
+    split: dict[str, Any] = {"tensor_parallel": tensor, "pipeline_parallel": stages, "available_kv_gib": available / GIB}
+    wanted = vllm(release, context, block_size=size, max_num_batched_tokens=batched, hybrid_kv="on", **split)
+    plan = plan_capacity(SCOUT, H200, wanted)
+    assert plan.fits
+    assert (plan.max_concurrency, plan.kv_cache_tokens) == theirs[1:]
+    facts = compare_with_engine(plan, EngineCapacity(kv_cache_tokens=theirs[2], context_tokens=context, kv_blocks=theirs[0]))
+    assert facts.predicted["drift_by_figure"] == {"kv_cache_tokens": 0.0, "kv_blocks": 0.0}
+
+
+def test_each_of_two_stages_holds_half_of_every_group() -> None:
+    plan = plan_capacity(SCOUT, H200, vllm("0.25.1", 1_048_576, tensor_parallel=1, pipeline_parallel=2, block_size=128))
+    assert [sum(i < 24 for i in g.layers) for g in plan.groups] == [6, 6, 6, 6]
+    assert {g.block_size for g in plan.groups} == {128}
+
+
+def test_a_model_of_windows_only_keeps_the_kernels_block() -> None:
+    plan = plan_capacity(model("mistral-7b-v0.1"), H200, vllm("0.25.1", 32_768, block_size=128, available_kv_gib=20))
+    assert plan.groups[0].block_size == 16
+    plan = plan_capacity(model("mistral-7b-v0.1"), H200, vllm("0.33.0", 32_768, block_size=128, available_kv_gib=20))
+    assert plan.groups[0].block_size == 128
+
+
+def test_sglang_counts_whole_pages() -> None:
+    wanted = sglang("0.5.23", 100_001, available_kv_gib=10, swa_full_tokens_ratio=0.3, max_num_seqs=8)
+    one, paged = (plan_capacity(SCOUT, H200, replace(wanted, block_size=n)) for n in (None, 128))
+    assert paged.fits
+    assert paged.kv_cache_tokens == one.kv_cache_tokens // 128 * 128
+    assert paged.local_kv_tokens == int(paged.kv_cache_tokens * 0.3) // 128 * 128
+    # 100,001 tokens end in a page of their own; a request may take all but one page.
+    assert paged.max_concurrency == paged.kv_cache_tokens / 100_096
+    assert paged.needed_kv_bytes_per_request > one.needed_kv_bytes_per_request
+    alone = plan_capacity(SCOUT, H200, replace(wanted, block_size=128, hybrid_kv="off"))
+    assert alone.pool_ceiling_tokens == alone.kv_cache_tokens - 128
+
+
+@pytest.mark.parametrize(
+    ("wanted", "required"),
+    [
+        (vllm("0.25.1", 131_072, block_size=100), "multiple of 16"),
+        (vllm("0.17.1", 131_072, block_size=144), "one of 1, 8, 16"),
+        (vllm("0.25.1", 131_072, block_size=144), "attention chunk of 8,192"),
+        (vllm("0.25.1", 131_072, block_size=144, hybrid_kv="off"), "attention chunk of 8,192"),
+        (sglang("0.5.23", 131_072, block_size=96, max_num_batched_tokens=9600), "attention chunk of 8,192"),
+        (sglang("0.5.23", 131_072, block_size=96, max_num_batched_tokens=9600), "power of two"),
+        (sglang("0.5.23", 131_072, block_size=128, max_num_batched_tokens=5000), "prefill chunk of 5,000"),
+        (sglang("0.5.12.post1", 131_072, block_size=128), "mixes up tokens and pages"),
+        (sglang("0.5.19", 131_072, block_size=128), "0.5.19"),
+    ],
+)
+def test_block_sizes_that_cannot_serve_are_refused(wanted: PlanSettings, required: str) -> None:
+    findings = [f for f in check_plan(SCOUT, H200, wanted, host_gpus=8) if f.code == "block_size"]
+    assert {f.severity for f in findings} == {"refuse"}
+    assert any(required in f.required for f in findings)
+    assert not plan_capacity(SCOUT, H200, wanted).fits
+    roomy = replace(wanted, max_num_seqs=8, available_kv_gib=80)
+    assert dict(nearest_plans(SCOUT, H200, roomy, host_gpus=8))["the engine's own block size"].fits
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "wanted"),
+    [
+        ("llama-4-scout", "h200", vllm("0.25.1", 131_072, block_size=128)),
+        ("llama-3.1-70b", "h200", vllm("0.25.1", 131_072, block_size=144)),
+        ("llama-4-scout", "h200", sglang("0.5.20", 131_072, block_size=128)),
+        ("llama-4-scout", "h200", sglang("0.5.12.post1", 131_072, block_size=1)),
+        ("llama-4-scout", "h200", sglang("0.5.12.post1", 131_072, block_size=128, attention_backend="triton")),
+        ("llama-3.1-70b", "h200", sglang("0.5.12.post1", 131_072, block_size=128)),
+        ("llama-4-scout", "cpu", vllm("0.12.0", 8192, tensor_parallel=1, block_size=8, available_kv_gib=40)),
+    ],
+)
+def test_block_sizes_that_serve_pass(name: str, gpu: str, wanted: PlanSettings) -> None:
+    assert "block_size" not in {f.code for f in check_plan(model(name), get_gpu(gpu), wanted)}
+
+
 # ---- SGLang's fixed costs
 
 
@@ -367,6 +465,9 @@ def test_a_deployments_settings_become_a_plans() -> None:
     found = settings_from_engine(wanted, "vllm", Release.parse("0.32.0"), concurrency=2)
     assert (found.available_kv_gib, found.weights_dtype, found.max_num_seqs, found.concurrency) == (2, "fp8", 4, 2)
     assert plan_capacity(model("smollm2-135m"), CPU, found).exact
+    paged = EngineSettings("/m", "m", 8192, block_size_tokens=128, attention_backend="triton")
+    found = settings_from_engine(paged, "sglang", Release.parse("0.5.23"))
+    assert (found.block_size, found.attention_backend) == (128, "triton")
 
 
 # ---- nonsense

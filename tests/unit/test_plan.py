@@ -82,6 +82,17 @@ def test_explain_shows_the_sum(capsys: pytest.CaptureFixture[str]) -> None:
     assert "979,916 // 4 groups x 16 = 3,919,664 tokens" in out
 
 
+def test_the_block_size_is_in_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*REQUEST, "--hybrid-kv", "on", "--available-kv-gib", "89.71"]
+    assert as_json(capsys, *words)[1]["block_size_tokens"] == 16
+    code, plan = as_json(capsys, *words, "--block-size", "128")
+    assert (code, plan["block_size_tokens"]) == (0, 128)
+    code, out, _ = run(capsys, *words, "--block-size", "100")
+    assert code == 1
+    assert "REFUSE  block size of 100 tokens" in out
+    assert "the engine's own block size: 1.86x" in out
+
+
 def test_max_context(capsys: pytest.CaptureFixture[str]) -> None:
     words = [w for w in REQUEST if w not in {"--context", "8388608"}]
     code, found = as_json(capsys, *words, "--available-kv-gib", "89.71", "--max-context")

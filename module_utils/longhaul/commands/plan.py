@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hybrid-kv", choices=("on", "off", "default"), default="default", help="hybrid KV manager")
     parser.add_argument("--max-num-batched-tokens", type=int, metavar="N", help="prefill chunk (SGLang: --chunked-prefill-size)")
     parser.add_argument("--max-num-seqs", type=int, metavar="N", help="most requests at once (SGLang: --max-running-requests)")
-    parser.add_argument("--block-size", type=int, metavar="N", help="KV block (SGLang: page size), if it is set by hand")
+    parser.add_argument(
+        "--block-size", type=int, metavar="N", help="tokens of one KV block (SGLang: --page-size); default: the engine's own"
+    )
     parser.add_argument("--swa-full-tokens-ratio", type=float, metavar="R", help="SGLang: local pool / full pool")
     parser.add_argument("--cuda-graph-max-batch", type=int, metavar="N", help="SGLang: largest graph batch; 0 is off")
     parser.add_argument("--max-total-tokens", type=int, metavar="N", help="SGLang: cap on the pool")
@@ -145,6 +147,7 @@ def plan_to_json(plan: Plan, nearest: Iterable[tuple[str, Plan]] = ()) -> dict[s
         "needed_kv_gib_per_request": plan.needed_kv_bytes_per_request / GIB,
         "hybrid_kv": plan.hybrid_kv,
         "max_num_batched_tokens": plan.max_num_batched_tokens,
+        "block_size_tokens": plan.groups[0].block_size if plan.groups else s.block_size,
         "fixed_costs_gib_per_gpu": plan.fixed_costs_bytes / GIB,
         "starts_anyway": plan.starts_anyway,
         "findings": [

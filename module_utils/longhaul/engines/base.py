@@ -72,6 +72,7 @@ class EngineSettings:
     hybrid_kv: HybridKv = "default"
     prefix_caching: bool | None = None
     max_num_batched_tokens: int | None = None
+    block_size_tokens: int | None = None
     max_num_seqs: int | None = None
     enforce_eager: bool = False
     attention_backend: str | None = None

@@ -149,6 +149,13 @@ def check_extra_args(settings: EngineSettings) -> None:
             raise UserError(f"{name} in extra_args", "one value for each option", "set it by its own setting")
 
 
+def check_block_size(settings: EngineSettings) -> None:
+    """A KV page holds at least one token."""
+    size = settings.block_size_tokens
+    if size is not None and size < 1:
+        raise UserError(f"block_size_tokens {size}", "a positive number of tokens", "raise it, or leave it out")
+
+
 def api_key_path(settings: EngineSettings) -> str | None:
     """The key file, or ``None``; an empty string counts as none."""
     return settings.api_key_file or None

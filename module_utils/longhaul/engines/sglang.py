@@ -27,7 +27,17 @@ from .base import (
     Usage,
     Version,
 )
-from .common import COMMON_FAILURES, Row, api_key_path, check_extra_args, error_message, flag_values, message_of, openai_event
+from .common import (
+    COMMON_FAILURES,
+    Row,
+    api_key_path,
+    check_block_size,
+    check_extra_args,
+    error_message,
+    flag_values,
+    message_of,
+    openai_event,
+)
 
 OLDEST = Version.parse("0.5.6.post2")
 
@@ -164,6 +174,22 @@ def default_max_running_requests(context_tokens: int) -> int:
     return max(1, min(REQUEST_TABLE_MOST, REQUEST_TABLE_BUDGET_BYTES // ((context_tokens + 4) * 4)))
 
 
+def _check_page_size(s: EngineSettings) -> None:
+    size, chunk = s.block_size_tokens, s.max_num_batched_tokens
+    if size is None:
+        return
+    check_block_size(s)
+    if chunk is not None and chunk > 0 and chunk % size:
+        raise UserError(
+            f"block_size_tokens {size} with max_num_batched_tokens {chunk}",
+            "a prefill chunk of whole pages",
+            f"set max_num_batched_tokens to a multiple of {size}",
+        )
+    # layers/attention/flashattention_backend.py: normal_decode_set_metadata asserts it.
+    if s.attention_backend == "fa3" and size & (size - 1):
+        raise UserError(f"block_size_tokens {size}", "a power of two with the attention backend fa3", "use 64 or 128")
+
+
 class SGLang:
     """The SGLang adapter (native ``/generate`` API). Stateless."""
 
@@ -199,6 +225,7 @@ class SGLang:
             )
         if s.max_num_seqs is not None and s.max_num_seqs < 1:
             raise UserError(f"max_num_seqs {s.max_num_seqs}", "1 or more", "raise it, or leave it out")
+        _check_page_size(s)
         requests = s.max_num_seqs or default_max_running_requests(s.context_tokens)
         key = api_key_path(s)
         argv = ["-c", KEY_LAUNCHER] if key else ["-m", "sglang.launch_server"]
@@ -216,6 +243,7 @@ class SGLang:
                 ("--quantization", s.quantization),
                 ("--load-format", s.load_format),
                 ("--chunked-prefill-size", s.max_num_batched_tokens),
+                ("--page-size", s.block_size_tokens),
                 ("--max-total-tokens", s.max_total_tokens),
                 ("--swa-full-tokens-ratio", s.swa_full_tokens_ratio),
                 ("--attention-backend", s.attention_backend),

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..capacity_rules import VLLM_BLOCK_SIZES
 from ..errors import UserError
 from .base import (
     BodyTemplate,
@@ -32,6 +33,7 @@ from .common import (
     PATH_ADVICE,
     Row,
     api_key_path,
+    check_block_size,
     check_extra_args,
     error_message,
     flag_values,
@@ -54,6 +56,8 @@ LANGUAGE_MODEL_ONLY = Row("--language-model-only", Version.parse("0.17.0"))
 LIMIT_MM = Row("--limit-mm-per-prompt", OLDEST, Version.parse("0.17.0"))
 # vllm/entrypoints/openai/cli_args.py: the health and metrics polls of a rollout would bury the log's own lines.
 QUIET_ACCESS_LOG = Row("--disable-access-log-for-endpoints", Version.parse("0.16.0"))
+# vllm/config/cache.py: until 0.17.1 argparse takes only VLLM_BLOCK_SIZES for this option.
+BLOCK_SIZE_CHOICES = Row("--block-size", OLDEST, Version.parse("0.18.0"))
 
 # With no figure the CPU engine of newer releases asks for 92% of the host's memory (vllm/v1/worker/cpu_worker.py) and
 # dies where that much is not free; 4 GiB is what older releases took.
@@ -171,6 +175,20 @@ _WEIGHTS = re.compile(r"Model loading took ([\d.]+) Gi?B")
 _START = "non-default args:"
 
 
+def _check_block_size(s: EngineSettings, version: Version) -> None:
+    size = s.block_size_tokens
+    if size is None:
+        return
+    check_block_size(s)
+    if BLOCK_SIZE_CHOICES.holds(version) and size not in VLLM_BLOCK_SIZES:
+        words = ", ".join(map(str, VLLM_BLOCK_SIZES))
+        raise UserError(
+            f"block_size_tokens {size}", f"vLLM {version}: one of {words}", "choose one of them, or vLLM 0.18.0 or newer"
+        )
+    if s.device != "cpu" and size % 16:
+        raise UserError(f"block_size_tokens {size}", "a multiple of 16 on GPUs", "use 16, 64 or 128, or leave it out")
+
+
 def _number(text: str) -> int:
     return int(text.replace(",", ""))
 
@@ -202,6 +220,7 @@ class VLLM:
                 raise UserError(f"{name} with vLLM", "a setting of SGLang only", f"remove {name}")
         check_extra_args(settings)
         s = settings
+        _check_block_size(s, version)
         env: dict[str, str] = {}
         argv = ["-m", "vllm.entrypoints.openai.api_server", "--model", s.model_path]
         argv += ["--served-model-name", s.served_model_name, "--host", s.host, "--port", str(s.port)]
@@ -220,6 +239,7 @@ class VLLM:
                 ("--quantization", s.quantization),
                 ("--load-format", s.load_format),
                 ("--max-num-batched-tokens", s.max_num_batched_tokens),
+                ("--block-size", s.block_size_tokens),
                 ("--max-num-seqs", s.max_num_seqs),
             )
         )

@@ -38,6 +38,7 @@ OTHER: dict[str, Any] = {
     "hybrid_kv": "on",
     "prefix_caching": False,
     "max_num_batched_tokens": 4096,
+    "block_size_tokens": 128,
     "max_num_seqs": 7,
     "enforce_eager": True,
     "attention_backend": "FLASH_ATTN",

@@ -72,12 +72,23 @@ def test_hybrid_where_it_would_shorten_prompts_is_refused() -> None:
     assert "--disable-hybrid-swa-memory" in ADAPTER.launch(settings(hybrid_kv="off"), OLD).argv
 
 
+def test_the_page_size_is_said_only_when_it_is_set() -> None:
+    argv = ADAPTER.launch(settings(block_size_tokens=128, max_num_batched_tokens=16_384), OLD).argv
+    assert argv[argv.index("--page-size") + 1] == "128"
+    assert "--page-size" not in ADAPTER.launch(settings(), OLD).argv
+    # No chunks, nothing to divide.
+    assert ADAPTER.launch(settings(block_size_tokens=128, max_num_batched_tokens=-1), OLD).argv
+
+
 @pytest.mark.parametrize(
     ("changes", "version", "found"),
     [
         ({}, "0.5.6", "SGLang 0.5.6"),
         ({"cpu_kv_cache_gib": 2}, "0.5.23", "cpu_kv_cache_gib"),
         ({"max_num_seqs": 0}, "0.5.23", "max_num_seqs 0"),
+        ({"block_size_tokens": 0}, "0.5.23", "block_size_tokens 0"),
+        ({"block_size_tokens": 128, "max_num_batched_tokens": 5000}, "0.5.23", "max_num_batched_tokens 5000"),
+        ({"block_size_tokens": 96, "attention_backend": "fa3"}, "0.5.23", "block_size_tokens 96"),
         ({"extra_args": ("--api-key=x",)}, "0.5.23", "--api-key"),
     ],
 )
