@@ -54,7 +54,8 @@ def _sglang_weights(module: Any) -> None:
             if name.endswith(("weight_scale", "input_scale")):
                 tensor.data.fill_(1e-3)
             elif tensor.dtype == torch.float8_e4m3fn:
-                flat = tensor.data.view(torch.uint8).view(-1)
+                # Dense weights lie transposed: the same memory in the order it has.
+                flat = tensor.data.view(torch.uint8).as_strided((tensor.numel(),), (1,))
                 for at in range(0, flat.numel(), 1 << 28):
                     part = flat[at : at + (1 << 28)]
                     part.copy_(
