@@ -703,12 +703,17 @@ class _Run:
             if reply.status == 200:
                 found = parse_counters(reply.body, self.adapter.metrics)
                 if has_counters(found):
-                    return found
+                    return await self._as_of_now(found) if self.adapter.metrics.gauges_lag else found
             return await self._gauges()
         return None
 
+    async def _as_of_now(self, counters: Counters) -> Counters:
+        """Counters of a server whose gauges lag, with what runs and waits now; unknown where it does not tell."""
+        now = await self._gauges()
+        return replace(counters, running=now.running if now else None, waiting=now.waiting if now else None)
+
     async def _gauges(self) -> Counters | None:
-        """SGLang without --enable-metrics: what runs and waits, from /v1/loads or /get_load."""
+        """SGLang: what runs and waits, from /v1/loads or /get_load."""
         if self.config.engine != "sglang" or self.server.load_path == "":
             return None
         for path in LOAD_PATHS if self.server.load_path is None else (self.server.load_path,):

@@ -39,6 +39,7 @@ class State:
         self.queue_time_s = 0.0
         self.queue_times = 0
         self.running: set[Stream] = set()
+        self.last_running = 0
         self.waiting: collections.deque[Stream] = collections.deque()
         self.prefill_free_at = 0.0
         self.decoder = Decoder(options.tokenizer_json) if options.tokenizer_json else None
@@ -58,7 +59,12 @@ class State:
                 return
             self.waiting.popleft()
             self.running.add(stream)
+            self.last_running = len(self.running)
             stream.begin()
+
+    def shown_running(self) -> int:
+        """SGLang's gauge: what ran when a prompt last came in, also when nothing runs any more."""
+        return self.last_running
 
     @property
     def foreign_running(self) -> int:
@@ -554,7 +560,8 @@ def metrics_text(state: State) -> str:
             "sglang:cached_tokens_total": state.hits,
             "sglang:generation_tokens_total": state.generation_tokens,
             "sglang:num_requests_total": state.finished,
-            "sglang:num_running_reqs": running,
+            # As on a real one, the gauge is not set anew when the last request ends.
+            "sglang:num_running_reqs": state.shown_running(),
             "sglang:num_queue_reqs": waiting,
             "sglang:token_usage": usage,
             "sglang:num_used_tokens": state.used_tokens,

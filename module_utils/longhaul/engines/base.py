@@ -170,7 +170,8 @@ class EngineCapacity:
 class MetricNames:
     """Prometheus series of the engine; ``None`` where it has none. All are summed over label sets.
 
-    ``queue_time``: a histogram of seconds that requests waited, without ``_sum`` and ``_count``.
+    ``queue_time``: a histogram of seconds that requests waited, without ``_sum`` and ``_count``. ``gauges_lag``: ``running`` and
+    ``waiting`` may still show requests that ended a while ago, so that they prove nothing about now.
     """
 
     prompt_tokens: str
@@ -183,6 +184,7 @@ class MetricNames:
     preemptions: str | None
     requests_finished: str | None
     queue_time: str | None = None
+    gauges_lag: bool = False
 
 
 @dataclass(frozen=True)
@@ -295,20 +297,29 @@ def _around(line: str, needle: str, most: int = 400) -> str:
 
 # How Python ends a traceback, behind whatever a logger puts in front: "(EngineCore pid=31) ERROR … [core.py:1510] ".
 _RAISED = re.compile(r"(?:^|\] )(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): \S")
+# Its first line behind words of the engine, which thereby says that this exception is the end.
+_TRACEBACK = ": Traceback (most recent call last):"
+# The engine got over what the line names: a file that it does without, an exception that it logged as a warning.
+_SURVIVED = re.compile(r"\b(?:proceed|continu)(?:e|es|ed|ing|s)? without\b", re.IGNORECASE)
+_WARNED = re.compile(r"^(?:\([^)]*pid=\d+\) )?(?:WARNING|INFO|DEBUG) ")
 _FIRST_ERROR = "this is the first error that its log holds; ansible-playbook playbooks/logs.yml shows what leads to it"
 
 
 def diagnose(lines: Iterable[str], adapter: EngineAdapter) -> Diagnosis | None:
     """Name the cause of a failure from a log: the first true cause wins, a wrapper only if nothing better is there.
 
-    A wrapper gives its place as evidence to the first exception that the log holds, known to us or not.
+    A wrapper gives its place as evidence to the first exception that the log holds, known to us or not; one that opens a
+    traceback itself, to the first from there on.
     """
     reached: Phase | None = None
     wrapper: Diagnosis | None = None
     raised: Diagnosis | None = None
+    opened = False
     for raw in lines:
         line = raw.strip()
         reached = phase_of(line, adapter.phases) or reached
+        if _SURVIVED.search(line):
+            continue
         found: Diagnosis | None = None
         for mark in adapter.failures:
             if mark.needle in line:
@@ -316,6 +327,8 @@ def diagnose(lines: Iterable[str], adapter: EngineAdapter) -> Diagnosis | None:
                 if not mark.wrapper:
                     return found
                 wrapper = wrapper or found
-        if found is None and raised is None and (said := _RAISED.search(line)):
+        if found is not None and not opened and line.endswith(_TRACEBACK):
+            raised, opened = None, True
+        if found is None and raised is None and not _WARNED.match(line) and (said := _RAISED.search(line)):
             raised = Diagnosis("", line[said.start() :].removeprefix("] ")[:400], _FIRST_ERROR, reached)
     return replace(raised, cause=wrapper.cause) if wrapper and raised else wrapper

@@ -129,13 +129,13 @@ ENGINE_FAILURES: tuple[FailureMark, ...] = (
         "add --watchdog-timeout to extra_args",
         wrapper=True,
     ),
-    FailureMark(
-        "hit an exception: ", "an engine process failed; its traceback follows", "read the traceback that follows", wrapper=True
-    ),
+    FailureMark("hit an exception: ", "an engine process failed", "read the traceback that follows", wrapper=True),
     FailureMark("scheduler is dead", "a scheduler process died", _ABOVE, wrapper=True),
     FailureMark("scheduler died during initialization", "a scheduler process died", _ABOVE, wrapper=True),
     FailureMark("crashed with exit code", "an engine process died", _ABOVE, wrapper=True),
     FailureMark("Initialization failed. Please see the error messages above", "the start failed", _ABOVE, wrapper=True),
+    # The first while it starts, the second while it serves.
+    FailureMark("Received sigquit from a child process", "an engine process died", _ABOVE, wrapper=True),
     FailureMark("SIGQUIT received", "an engine process died", _ABOVE, wrapper=True),
 )
 
@@ -152,6 +152,9 @@ METRICS = MetricNames(
     preemptions=None,
     requests_finished="sglang:num_requests_total",
     queue_time="sglang:queue_time_seconds",
+    # Set anew with a prefill batch, every 40 decode steps and every 30 s while idle (managers/scheduler_runtime_checker_mixin.py;
+    # seen on 0.5.12.post1: still 1 long after the only request had ended).
+    gauges_lag=True,
 )
 
 _START = "server_args="
