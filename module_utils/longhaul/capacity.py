@@ -302,6 +302,7 @@ def settings_from_engine(
         swa_full_tokens_ratio=wanted.swa_full_tokens_ratio,
         max_total_tokens=wanted.max_total_tokens,
         attention_backend=wanted.attention_backend,
+        torch_sampler=wanted.extra_env.get("VLLM_USE_FLASHINFER_SAMPLER") == "0",
         concurrency=concurrency,
     )
 

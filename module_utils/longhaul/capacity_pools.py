@@ -65,6 +65,7 @@ class PlanSettings:
     max_total_tokens: int | None = None
     async_scheduling: bool | None = None
     attention_backend: str | None = None
+    torch_sampler: bool = False
     concurrency: int = 1
 
     @property
@@ -238,16 +239,23 @@ def _default_seqs(s: PlanSettings, gpu: Gpu) -> int:
 def _runtime_overhead_bytes(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, batched: int) -> tuple[int, int]:
     """Estimated memory beyond weights and KV on a GPU, and its margin, both bytes.
 
-    CUDA context and collectives 1 GiB (the bare context measured 0.52 GiB on H100 and H200); the sampler's fp32 logits for
-    a full batch, twice; activations of one batch; 4 GiB for the dummy images that a vision model is profiled with.
-    Against two known runs of Llama-4-Scout on H200: vLLM 0.12, TP8 with vision 8.3 GiB; 0.25.1, TP2, text 3.3 GiB.
+    Outside PyTorch 0.24 GiB, 0.62 GiB with collectives; fp32 logits of a full batch, 2.8 times with PyTorch's sampler (it sorts
+    them), twice with FlashInfer's; activations of one batch; from 0.21.0 on what the engine reserves for CUDA graphs, which is more
+    where an all-reduce is captured; 4 GiB for the dummy images that a vision model is profiled with.
+    The parts as vLLM 0.25.1 itself found them for Llama-4-Scout on H200 (docs/results, "visit-memory" in the logs), in GiB:
+    TP1 0.24 + 3.30 + 0.41, TP2 0.62 + 3.13 + 1.47. FlashInfer's share is counted, not measured.
     """
     tp = s.tensor_parallel
-    logits = 2 * 4 * min(_default_seqs(s, gpu), batched) * model.vocab_size
+    outside = 0.24 * GIB if s.gpus == 1 else 0.62 * GIB
+    copies = 2.8 if s.torch_sampler else 2.0
+    logits = copies * 4 * min(_default_seqs(s, gpu), batched) * model.vocab_size
     widest = max((x.ffn_active_parameters // max(model.hidden_size, 1) for x in model.layers), default=0)
     activations = 2 * batched * (6 * model.hidden_size + widest // tp)
+    graphs = 0.0
+    if vllm_rules(s.release).graphs_reserved and not s.enforce_eager:
+        graphs = len(model.layers) / s.pipeline_parallel * (0.41 if tp == 1 else 1.47) / 48 * GIB
     vision = 0 if s.text_only or not model.vision_parameters else 4 * GIB
-    total = GIB + logits + activations + vision
+    total = int(outside + logits + activations + graphs + vision)
     return total, total // 2 + GIB // 2
 
 
