@@ -22,6 +22,8 @@ from .rolling import begin, is_unproven, keep_as_previous, settle
 SPEC_SCHEMA = "longhaul.spec/1"
 # A model's identity must not depend on who wrote it or when.
 UNHASHED = ("spec_id",)
+# Settings that came later: left unset they count for nothing, or a new release would restart every engine of a fleet.
+LATER_SETTINGS = ("block_size_tokens",)
 
 
 def settings_from(options: Mapping[str, Any]) -> EngineSettings:
@@ -119,8 +121,10 @@ def render_spec(
 
 
 def spec_id(spec: Mapping[str, Any]) -> str:
-    """Twelve hex digits that change exactly when the deployment would."""
+    """Twelve hex digits that change exactly when the deployment would; a setting of a later release, left unset, changes nothing."""
     body = {k: v for k, v in spec.items() if k not in UNHASHED}
+    settings = body["settings"].items()
+    body["settings"] = {k: v for k, v in settings if v is not None or k not in LATER_SETTINGS}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
 
 

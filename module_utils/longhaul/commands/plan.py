@@ -58,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--swa-full-tokens-ratio", type=float, metavar="R", help="SGLang: local pool / full pool")
     parser.add_argument("--cuda-graph-max-batch", type=int, metavar="N", help="SGLang: largest graph batch; 0 is off")
     parser.add_argument("--max-total-tokens", type=int, metavar="N", help="SGLang: cap on the pool")
+    parser.add_argument(
+        "--pytorch-sampler", action="store_true", help="vLLM started with VLLM_USE_FLASHINFER_SAMPLER=0: a full batch costs more"
+    )
     parser.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--text-only", action="store_true", help="the engine is told to leave out the vision tower")
     parser.add_argument("--concurrency", type=int, default=1, metavar="N", help="requests of the whole context wanted at once")
@@ -91,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
         block_size=args.block_size,
         text_only=args.text_only,
         enforce_eager=args.enforce_eager,
+        torch_sampler=args.pytorch_sampler,
         swa_full_tokens_ratio=args.swa_full_tokens_ratio,
         cuda_graph_max_batch=args.cuda_graph_max_batch,
         max_total_tokens=args.max_total_tokens,
