@@ -1,4 +1,4 @@
-"""The request's configurations, ready to use: each must pass the capacity plan and render for its version."""
+"""Ready-made configurations, the request's and measured ones: each must pass the capacity plan and render for its version."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from longhaul.spec import settings_from
 
 ROOT = Path(__file__).resolve().parents[2]
 SETS = sorted((ROOT / "vars" / "sets").glob("*.yml"))
+# Measured on two GPUs; the others are the request's, for eight.
+MEASURED = [path for path in SETS if path.stem.endswith("-2x-h200")]
+REQUESTED = [path for path in SETS if path not in MEASURED]
 SCOUT = json.loads((ROOT / "tests" / "unit" / "configs" / "llama-4-scout.json").read_text())
 # What of a set is the engine's; the rest is the container's and the test's.
 NEUTRAL = (
     "context_tokens", "tensor_parallel", "gpu_memory_utilization", "hybrid_kv", "kv_cache_dtype", "enforce_eager", "max_num_seqs",
-    "attention_backend", "extra_env",
+    "attention_backend", "extra_env", "quantization", "swa_full_tokens_ratio", "block_size_tokens",
 )  # fmt: skip
 
 
@@ -35,7 +38,7 @@ def settings(values: dict[str, Any]) -> Any:
 
 
 def test_every_configuration_of_the_request_is_there() -> None:
-    assert {path.stem for path in SETS} == {"vllm-2m", "vllm-2.9m", "vllm-5m", "vllm-8m", "vllm-10m", "sglang-2m"}
+    assert {path.stem for path in REQUESTED} == {"vllm-2m", "vllm-2.9m", "vllm-5m", "vllm-8m", "vllm-10m", "sglang-2m"}
 
 
 @pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
@@ -47,11 +50,15 @@ def test_compare_reads_all_that_the_set_says(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
-def test_the_set_fits_eight_h200(path: Path) -> None:
+def test_the_set_fits_its_gpus(path: Path) -> None:
     values = load(path)
+    gpus = 2 if path in MEASURED else 8
+    model = dict(SCOUT)
+    if path.stem == "sglang-1m-2x-h200":
+        model["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
     ladder = [(tokens + 200, 1) for tokens in values["context_test_ladder_tokens"]]
     result = gate(
-        values["engine_name"], values["engine_version"], settings(values), SCOUT, gpu=get_gpu("h200"), host_gpus=8, ladder=ladder
+        values["engine_name"], values["engine_version"], settings(values), model, gpu=get_gpu("h200"), host_gpus=gpus, ladder=ladder
     )
     assert result.plan is not None, result.skipped
     assert not result.refusals, [str(f) for f in result.refusals]
@@ -59,7 +66,7 @@ def test_the_set_fits_eight_h200(path: Path) -> None:
     assert max(tokens for tokens, _ in ladder) <= values["engine_context_tokens"]
 
 
-@pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", REQUESTED, ids=lambda path: path.stem)
 def test_the_set_says_what_the_request_says(path: Path) -> None:
     values = load(path)
     launch = get_engine(values["engine_name"]).launch(settings(values), Version.parse(values["engine_version"]))
@@ -74,6 +81,18 @@ def test_the_set_says_what_the_request_says(path: Path) -> None:
         assert (hybrid == "1") == (values["engine_hybrid_kv"] == "on")
         assert "--gpu-memory-utilization 0.9" in words
     assert ("--kv-cache-dtype fp8" in words) == (path.stem == "vllm-10m")
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_a_measured_set_renders_the_argv_that_was_measured(path: Path) -> None:
+    """But for what belonged to the bare machine: addresses, dummy weights, no tokenizer, SGLang's left-out extras."""
+    values = load(path)
+    run = ROOT / "docs" / "results" / "2026-11-25-2x-h200" / f"{values['engine_name']}-tp2" / "gpu-run.json"
+    measured = json.loads(run.read_text())["environment"]["settings"]
+    chosen = settings(values)
+    for name in NEUTRAL:
+        if name != "extra_env":
+            assert getattr(chosen, name) == measured[name], name
 
 
 def test_the_example_inventory_deploys_the_first_set() -> None:
