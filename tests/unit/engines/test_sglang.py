@@ -16,7 +16,7 @@ from longhaul.engines import get_engine
 from longhaul.engines.base import EngineAdapter, Phase, Version, diagnose, phase_of
 from longhaul.engines.sglang import API_KEY_ENV, default_max_running_requests
 from longhaul.errors import UserError
-from unit.engines.samples import SGLANG, settings
+from unit.engines.samples import SGLANG, log, settings
 
 ADAPTER: EngineAdapter = get_engine("sglang")
 OLD, NEW = Version.parse("0.5.6.post2"), Version.parse("0.5.23")
@@ -230,6 +230,10 @@ def test_phases_come_in_order_and_end_ready() -> None:
         ),
         (["RuntimeError: alloc_req_slots runs out of memory. Please set a smaller"], "the table of requests is full"),
         (["ValueError: The memory capacity is unbalanced. Some GPUs may be occupied"], "some GPUs are not empty"),
+        (
+            ["[2026-06-01 10:00:01] Received sigquit from a child process. It usually means the child failed."],
+            "an engine process died",
+        ),
         (["SIGQUIT received. signum=None, frame=None. It usually means one child failed."], "an engine process died"),
     ],
 )
@@ -242,6 +246,37 @@ def test_failures_are_named(lines: list[str], cause: str) -> None:
 def test_a_warning_is_no_failure() -> None:
     line = "[2026-06-01 10:00:00 TP0] The memory capacity is unbalanced. Some GPUs may be occupied by other processes."
     assert diagnose([line], ADAPTER) is None
+
+
+def test_a_death_while_loading_is_named_by_its_exception_not_by_a_warning_before_it() -> None:
+    """A real start on two GPUs: a hook raised, after the engine had said that it does without a generation_config.json."""
+    lines = log("sglang-0.5.12.post1-died-loading")
+    found = diagnose(lines, ADAPTER)
+    assert found is not None
+    assert found.evidence.startswith("RuntimeError: view size is not compatible with input tensor's size and stride")
+    assert (found.cause, found.phase) == ("an engine process failed", Phase.LOADING)
+    warned = [x for x in lines if "generation_config.json" in x]
+    assert len(warned) == 2
+    assert diagnose(warned, ADAPTER) is None
+    fatal = diagnose([warned[0].partition(" Proceeding")[0]], ADAPTER)
+    assert fatal is not None
+    assert fatal.cause == "the model folder is incomplete"
+
+
+def test_an_exception_before_the_traceback_that_ends_the_engine_is_not_the_evidence() -> None:
+    lines = [
+        "ImportError: an optional kernel is not there",
+        "[2026-06-01 10:00:00 TP0] Scheduler hit an exception: Traceback (most recent call last):",
+        '  File "scheduler.py", line 1, in run',
+        "KeyError: 'first'",
+        "",
+        "[2026-06-01 10:00:00 TP1] Scheduler hit an exception: Traceback (most recent call last):",
+        "KeyError: 'second'",
+        "[2026-06-01 10:00:01] Received sigquit from a child process. It usually means the child failed.",
+    ]
+    found = diagnose(lines, ADAPTER)
+    assert found is not None
+    assert found.evidence == "KeyError: 'first'"
 
 
 def test_capacity_from_metrics() -> None:

@@ -267,6 +267,8 @@ def test_behind_a_wrapper_an_unknown_exception_is_the_evidence() -> None:
         "the engine process failed to start",
         "some.module.OddError: the moon is in the wrong house",
     )
+    warned = "(APIServer pid=9) WARNING 11-23 21:17:19 [base.py:258] ValueError: Tokenizer not available when skipped"
+    assert diagnose([warned, *lines], VLLM) == found, "what was logged as a warning did not end the engine"
     assert diagnose(lines[:1], VLLM) is None
     assert diagnose([lines[4]], VLLM) is None, "alone it may be a warning that the engine survived"
 
