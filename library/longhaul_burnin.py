@@ -8,7 +8,7 @@ module: longhaul_burnin
 short_description: Make room for a burn-in, measure the all-reduce, judge, and give the host back
 description:
   - V(look) refuses a host that serves. V(begun) stops what serves (with O(replace)), keeps what must be started again, and starts to
-    sample the GPUs. V(reduced) measures the all-reduce as the engine of the burn-in's spec would do it.
+    sample the GPUs. V(reduced) measures the all-reduce as the engine of the burn-in's spec would do it, and writes it to the run's evidence.
     V(judged) ends the sampling, judges, and writes evidence and facts.
     V(ended) takes the burn-in's instance away and names the endpoints to start again.
   - A verdict other than PASS does not fail the task; the playbook's gate does, after the reports are written.
@@ -57,7 +57,7 @@ from ansible.module_utils.longhaul.burnin_host import (
     conclude,
     end,
     evidence,
-    reduce_spec,
+    measure_all_reduce,
     refuse_if_serving,
     serving,
 )
@@ -90,7 +90,8 @@ def work(module, progress):
         )
         return {**result, **found}
     if state == "reduced":
-        found = reduce_spec(where, load_spec(where), options["script"], mib=options["mib"], timeout_s=options["timeout_s"])
+        spec, script = load_spec(where), options["script"]
+        found = measure_all_reduce(where, run_id, spec, script, mib=options["mib"], timeout_s=options["timeout_s"])
         return {**result, "allreduce": found}
     if state == "ended":
         return {**result, "paused": end(where, run_id)}

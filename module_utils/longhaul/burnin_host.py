@@ -38,6 +38,7 @@ from .supervisor import Supervisor
 # A driver and a display hold some memory of every card; an engine that is left over holds much more.
 FREE_GPU_BYTES = 2 * GIB
 LOG_LINES = 20_000
+ALL_REDUCE = "allreduce.json"
 _SCRIPT_INSIDE = "/longhaul-allreduce.py"
 
 
@@ -145,6 +146,15 @@ def end(where: Layout, run_id: str) -> list[str]:
     if where.instance != DEFAULT_INSTANCE:
         shutil.rmtree(where.state, ignore_errors=True)
     return paused
+
+
+def measure_all_reduce(
+    where: Layout, run_id: str, spec: Mapping[str, Any] | None, script: str, *, mib: int, timeout_s: float
+) -> dict[str, Any]:
+    """:func:`reduce_spec`, kept among the evidence at once: the play may not live until the judgement."""
+    found = reduce_spec(where, spec, script, mib=mib, timeout_s=timeout_s)
+    write_atomic(evidence(where, run_id) / ALL_REDUCE, to_json(found))
+    return found
 
 
 def reduce_spec(where: Layout, spec: Mapping[str, Any] | None, script: str, *, mib: int, timeout_s: float) -> dict[str, Any]:

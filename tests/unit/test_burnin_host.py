@@ -20,6 +20,7 @@ from longhaul.burnin_host import (
     end,
     endpoints,
     evidence,
+    measure_all_reduce,
     parse_all_reduce,
     reduce_in_container,
     reduce_spec,
@@ -241,6 +242,20 @@ def test_the_all_reduce_gets_the_callers_environment_and_says_why_it_failed(monk
     assert run("raise RuntimeError('NCCL error: x')") == {"error": "RuntimeError: NCCL error: x"}
     assert "within" in run("import time; time.sleep(60)", 0.5)["error"]
     assert parse_all_reduce(137, "") == {"error": "exit code 137"}
+
+
+def test_the_all_reduce_is_kept_before_anything_else_happens(tmp_path: Path) -> None:
+    """The play may be cut off at any moment after it, and the burn-in's own folder goes with the next one."""
+    burnin = Layout(tmp_path, "burnin")
+    settings = settings_from({"model_path": "/m", "served_model_name": "m", "context_tokens": 8192, "tensor_parallel": 2})
+    spec = render_spec("vllm", "0.12.0", "native", settings, instance="burnin", python=sys.executable)
+    script = 'print(\'{"gpus": 2, "bus_gb_per_s": 333.0}\')'
+    found = measure_all_reduce(burnin, "r", spec, script, mib=1, timeout_s=60)
+    assert found == {"gpus": 2, "bus_gb_per_s": 333.0}
+    end(burnin, "r")
+    assert json.loads((evidence(burnin, "r") / "allreduce.json").read_text(encoding="utf-8")) == found
+    assert measure_all_reduce(burnin, "one", None, "", mib=1, timeout_s=1) == {"skipped": "no spec"}
+    assert json.loads((evidence(burnin, "one") / "allreduce.json").read_text(encoding="utf-8")) == {"skipped": "no spec"}
 
 
 def docker_spec(tmp_path: Path, tensor_parallel: int = 8) -> dict[str, Any]:
