@@ -2,7 +2,8 @@
 
 A bundle is a folder: ``manifest.json``, ``SHA256SUMS`` and ``join.sh``, with either ``wheels/`` or, when split,
 ``pieces/``: one tar of ``wheels/`` cut into equal pieces. ``join.sh`` needs only sh and Python's standard library, so that a bare
-host can put the bundle together. Nothing here asks the network but :func:`fetch_wheels`, which runs pip.
+host can put the bundle together; where there is an xz program, it is faster. Nothing here asks the network but
+:func:`fetch_wheels`, which runs pip.
 
 The tar may go through xz. A wheel is deflated already and would gain nothing, so its members are stored plain first
 (:func:`store_wheels`): kernels compiled for many GPU generations repeat far beyond deflate's window of 32 KiB.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -48,7 +50,7 @@ JOIN_SH = """#!/bin/sh
 set -eu
 cd "$(dirname "$0")"
 exec "${PYTHON:-python3}" - "$@" <<'END'
-import hashlib, json, os, sys, tarfile
+import hashlib, json, os, shutil, subprocess, sys, tarfile, threading
 
 def digest(path):
     sha = hashlib.sha256()
@@ -82,23 +84,58 @@ class Pieces:
             self.file = None
         return b""
 
+class Xz:
+    # What the xz program makes of the pieces. It works on as many blocks at a time as there are cores, lzma on one.
+    def __init__(self, program, pieces):
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen([program, "-dc", "-T0"], stdin=pipe, stdout=pipe, stderr=pipe)
+        self.error = None
+        self.feeder = threading.Thread(target=self.feed, args=(pieces,))
+        self.feeder.start()
+    def feed(self, pieces):
+        try:
+            with self.process.stdin as file:
+                for data in iter(lambda: pieces.read(1 << 20), b""):
+                    file.write(data)
+        except BrokenPipeError:
+            pass  # xz has gone; its status says why.
+        except OSError as error:
+            self.error = error
+    def read(self, size):
+        data = self.process.stdout.read(size)
+        if len(data) < size:
+            # The end, or what looks like it: only xz knows.
+            words = self.process.stderr.read().decode(errors="replace").split("\\n")
+            status = self.process.wait()
+            self.feeder.join()
+            if status or self.error:
+                raise EOFError(str(self.error or words[0] or "xz ended with " + str(status)))
+        return data
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self.feeder.join()
+
 with open("manifest.json") as file:
     manifest = json.load(file)
 compression = manifest.get("compression", "none")
-if compression == "xz":
+program = shutil.which("xz")
+if compression == "xz" and not program:
     # Optional when Python is built; said before the minutes of checksums.
     try:
         import lzma
     except ImportError:
-        sys.exit("found: " + sys.executable + " without its lzma module | required: lzma, for a bundle under xz"
-                 " | fix: PYTHON=another-python3 sh join.sh, or build the bundle without --compress")
+        sys.exit("found: no xz program, and " + sys.executable + " without its lzma module | required: one of them, for a bundle"
+                 " under xz | fix: install xz, or PYTHON=another-python3 sh join.sh, or build the bundle without --compress")
 if manifest["pieces"]:
     check(manifest["pieces"], "pieces")
     known = {row["name"] for row in manifest["wheels"]}
     os.makedirs("wheels", exist_ok=True)
     stream = Pieces(os.path.join("pieces", row["name"]) for row in manifest["pieces"])
     unreadable = (tarfile.TarError, EOFError)
-    if compression == "xz":
+    if compression == "xz" and program:
+        stream = Xz(program, stream)
+    elif compression == "xz":
         stream, unreadable = lzma.open(stream), unreadable + (lzma.LZMAError,)
     try:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as tar:
@@ -110,8 +147,14 @@ if manifest["pieces"]:
                     source = tar.extractfile(member)
                     for chunk in iter(lambda: source.read(1 << 20), b""):
                         out.write(chunk)
+        # The tar ends before its last block does.
+        while stream.read(1 << 20):
+            pass
     except unreadable as error:
         sys.exit("found: pieces that cannot be unpacked (" + str(error) + ") | required: a whole archive | fix: build the bundle again")
+    finally:
+        if isinstance(stream, Xz):
+            stream.close()
 check(manifest["wheels"], "wheels")
 print(os.path.abspath("wheels") + ": " + str(len(manifest["wheels"])) + " wheels, all as manifest.json says")
 END
@@ -505,7 +548,11 @@ def join_bundle(folder: Path, *, python: str = sys.executable) -> str:
     if not script.exists() or not (folder / "manifest.json").exists():
         raise UserError(f"{folder} without join.sh or manifest.json", "a folder that longhaul bundle made", "copy all of it")
     done = subprocess.run(
-        ["sh", str(script)], capture_output=True, text=True, check=False, env={"PYTHON": python, "PATH": "/usr/bin:/bin"}
+        ["sh", str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHON": python, "PATH": os.environ.get("PATH", os.defpath)},
     )
     if done.returncode != 0:
         words = (done.stderr.strip().splitlines() or ["join.sh failed"])[-1]

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -128,6 +129,29 @@ def wheel(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(params=["xz", "lzma"])
+def host(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A host with an xz program and a Python that never got its lzma, and one with neither more nor less than lzma."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("sh", "dirname", *(("xz",) if request.param == "xz" else ())):
+        program = shutil.which(name)
+        if program is None:
+            pytest.skip(f"no {name} here")
+        (tools / name).symlink_to(program)
+    python = python_without_lzma(tmp_path) if request.param == "xz" else Path(sys.executable)
+    monkeypatch.setenv("PATH", str(tools))
+    return str(python)
+
+
+def python_without_lzma(folder: Path) -> Path:
+    (folder / "lzma.py").write_text("raise ImportError('not built')\n", encoding="utf-8")
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    return python
+
+
 @pytest.mark.parametrize("way", ["join.sh", "--join"])
 def test_a_bundle_under_xz_is_smaller_and_its_wheels_are_whole(
     tmp_path: Path, wheel: Path, way: str, capsys: pytest.CaptureFixture[str]
@@ -174,35 +198,68 @@ def test_without_the_xz_program_the_same_wheels_come_back(tmp_path: Path, wheel:
     assert a.read_bytes() == b.read_bytes()
 
 
-def test_a_damaged_piece_under_xz_is_named(tmp_path: Path, wheel: Path) -> None:
+def test_a_host_joins_with_what_it_has(tmp_path: Path, wheel: Path, host: str) -> None:
+    xz_bundle(tmp_path / "x", wheel)
+    assert "1 wheels" in join_bundle(tmp_path / "x", python=host)
+    with zipfile.ZipFile(wheel) as before, zipfile.ZipFile(tmp_path / "x" / "wheels" / wheel.name) as after:
+        assert {n: after.read(n) for n in after.namelist()} == {n: before.read(n) for n in before.namelist()}
+
+
+def test_a_damaged_piece_under_xz_is_named(tmp_path: Path, wheel: Path, host: str) -> None:
     xz_bundle(tmp_path / "x", wheel)
     piece = tmp_path / "x" / "pieces" / "piece-001"
     piece.write_bytes(piece.read_bytes()[:-1])
     with pytest.raises(UserError, match="piece-001 is damaged"):
-        join_bundle(tmp_path / "x")
+        join_bundle(tmp_path / "x", python=host)
     assert not (tmp_path / "x" / "wheels").exists()
 
 
-def test_an_archive_that_was_made_short_is_one_line(tmp_path: Path, wheel: Path) -> None:
-    """Pieces that are as the manifest says, but not all there are."""
-    xz_bundle(tmp_path / "x", wheel)
-    path = tmp_path / "x" / "manifest.json"
+@pytest.mark.parametrize("harm", ["short", "changed", "end"])
+def test_an_archive_that_was_made_wrong_is_one_line(tmp_path: Path, wheel: Path, host: str, harm: str) -> None:
+    """Pieces that are as the manifest says, which is wrong: not all there are, other bytes, or without the stream's last ones."""
+    out = tmp_path / "x"
+    xz_bundle(out, wheel)
+    path = out / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    manifest["pieces"].pop()
+    if harm == "short":
+        manifest["pieces"].pop()
+    else:
+        row = manifest["pieces"][1 if harm == "changed" else -1]
+        piece = out / "pieces" / row["name"]
+        data = piece.read_bytes()
+        piece.write_bytes(data[:-1] if harm == "end" else data[:1000] + bytes(b ^ 1 for b in data[1000:2000]) + data[2000:])
+        row["sha256"] = hashlib.sha256(piece.read_bytes()).hexdigest()
     path.write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(UserError, match="pieces that cannot be unpacked") as caught:
-        join_bundle(tmp_path / "x")
+        join_bundle(out, python=host)
     assert caught.value.fix == "build the bundle again"
 
 
-def test_a_python_without_lzma_is_told_so(tmp_path: Path, wheel: Path) -> None:
+def test_an_xz_that_fails_is_not_overlooked(tmp_path: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All the right bytes came, and it ends in failure all the same."""
+    real = shutil.which("xz")
+    if real is None:
+        pytest.skip("no xz here")
     xz_bundle(tmp_path / "x", wheel)
-    (tmp_path / "lzma.py").write_text("raise ImportError('not built')\n", encoding="utf-8")
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n', encoding="utf-8")
-    python.chmod(0o755)
-    with pytest.raises(UserError, match="without its lzma module") as caught:
-        join_bundle(tmp_path / "x", python=str(python))
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    xz = tools / "xz"
+    xz.write_text(f'#!/bin/sh\n{real} "$@"\necho "xz: no memory" >&2\nexit 1\n', encoding="utf-8")
+    xz.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    with pytest.raises(UserError, match="xz: no memory"):
+        join_bundle(tmp_path / "x")
+
+
+def test_a_host_with_neither_xz_nor_lzma_is_told_so(tmp_path: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    xz_bundle(tmp_path / "x", wheel)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("sh", "dirname"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(tools))
+    with pytest.raises(UserError, match=r"no xz program, and .* without its lzma module") as caught:
+        join_bundle(tmp_path / "x", python=str(python_without_lzma(tmp_path)))
     assert "PYTHON=" in caught.value.fix
 
 
