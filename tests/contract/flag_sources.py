@@ -87,7 +87,7 @@ def needles(engine: str) -> tuple[str, ...]:
     """Every text of the engine's own that the adapter relies on: phases, failures, metrics."""
     module = importlib.import_module(f"longhaul.engines.{engine}")
     marks = [m.needle for m in (*module.PHASES, *module.ENGINE_FAILURES)]
-    names = [str(n).removesuffix("_total") for n in vars(module.METRICS).values() if n]
+    names = [n.removesuffix("_total") for n in vars(module.METRICS).values() if isinstance(n, str)]
     return tuple(sorted({n.removeprefix("ValueError: ").removeprefix("RuntimeError: ") for n in (*marks, *names)}))
 
 
