@@ -13,11 +13,8 @@ fi
 # NVLink multicast stays off on hosts whose GPUs are shared; the measuring hooks are loaded by every process of the engine.
 shared='"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1", "HF_HUB_OFFLINE": "1",
   "OMP_NUM_THREADS": "8", "CUDA_HOME": "'$cuda'", "PYTHONPATH": "'$tree/scripts/dev/visit/site'"'
-shared_vllm='"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1",
-  "VLLM_ALLREDUCE_USE_SYMM_MEM": "0", '$shared
-vllm='{"engine_extra_env": {'$shared_vllm'}}'
-# The experiment of site/sitecustomize.py: pages of 224 tokens for the global layers, of 32 for the chunked-local ones.
-vllm_wide='{"engine_extra_args": ["--block-size", "224"], "engine_extra_env": {"VISIT_LOCAL_PAGE": "32", '$shared_vllm'}}'
+vllm='{"engine_extra_env": {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1",
+  "VLLM_ALLREDUCE_USE_SYMM_MEM": "0", '$shared'}}'
 # SGLang: fp8 weights as stored (quantizing on load peaks near twice that); chunked attention hangs on the outer architecture.
 if [ ! -f "$home/llama-4-scout-fp8/config.json" ]; then
   mkdir -p "$home/llama-4-scout-fp8"

@@ -3,10 +3,6 @@
 vLLM: prints what its memory profile found, piece by piece, in the engine's log ("visit-memory {...}").
 SGLang: its dummy weights in fp8 all round to zero, and a GPU multiplies zeros faster than numbers; they are filled with
 values that fp8 can show.
-
-An experiment, off unless VISIT_LOCAL_PAGE is set: vLLM's chunked-local layers then use pages of that many tokens inside a larger
---block-size that does not divide the attention chunk. FlashAttention 3 loads fp8 KV by the tensor memory accelerator only in pages
-of a multiple of 224 tokens, which 8,192 is no multiple of; the engine itself allows a page of its own for each group of layers.
 """
 
 from __future__ import annotations
@@ -14,7 +10,6 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import json
-import os
 import sys
 from typing import Any
 
@@ -70,23 +65,8 @@ def _sglang_weights(module: Any) -> None:
     module.initialize_dummy_weights = filled
 
 
-def _vllm_local_page(module: Any) -> None:
-    page = os.environ.get("VISIT_LOCAL_PAGE")
-    if not page:
-        return
-    original = module.create_chunked_local_attention_backend
-
-    def narrower(*args: Any) -> Any:
-        backend = original(*args)
-        backend.get_supported_kernel_block_sizes = staticmethod(lambda *_: [int(page)])
-        return backend
-
-    module.create_chunked_local_attention_backend = narrower
-
-
 _PATCHES = {
     "vllm.v1.worker.gpu_worker": _vllm_worker,
-    "vllm.model_executor.layers.attention.chunked_local_attention": _vllm_local_page,
     "sglang.srt.model_loader.weight_utils": _sglang_weights,
 }
 
