@@ -58,7 +58,13 @@ def test_the_set_fits_its_gpus(path: Path) -> None:
         model["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
     ladder = [(tokens + 200, 1) for tokens in values["context_test_ladder_tokens"]]
     result = gate(
-        values["engine_name"], values["engine_version"], settings(values), model, gpu=get_gpu("h200"), host_gpus=gpus, ladder=ladder
+        values["engine_name"],
+        values["engine_version"],
+        settings(values),
+        model,
+        gpu=get_gpu("h200"),
+        host_gpus=gpus,
+        ladder=ladder,
     )
     assert result.plan is not None, result.skipped
     assert not result.refusals, [str(f) for f in result.refusals]
