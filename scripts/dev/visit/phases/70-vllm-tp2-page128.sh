@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154
-# The same with KV pages of 128 tokens, and the defaults beside it on the same machine. Not run yet.
+# vLLM TP2 with KV pages of 128 tokens, and the defaults beside it on the same machine. Not run yet.
 . "$tree/scripts/dev/visit/settings.sh"
 common='"gpu_run_gpus": 2, "engine_context_tokens": 1048576, "context_test_ladder_tokens": [100000, 500000], "context_test_points": []'
 forget vllm-tp2-page128
