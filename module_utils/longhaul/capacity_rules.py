@@ -79,9 +79,9 @@ VLLM_FLIPS: tuple[Flip, ...] = (
     # A model of sliding layers only: block = the attention kernel's smallest (32 on CPU), before and after the engine's.
     Flip("sliding_block", "0.25.0", "engine", "kernel", "model_executor/layers/attention/attention.py: get_kv_cache_spec"),
     Flip("sliding_block", "0.30.0", "kernel", "engine", "model_executor/layers/attention/attention.py: page_budget"),
-    # Weights quantized on load leave cut-offs in blocks that the allocator may not split (see capacity_load.py).
     # The start's memory profile sets memory for CUDA graphs aside.
     Flip("graphs_reserved", "0.21.0", False, True, "v1/worker/gpu_worker.py: determine_available_memory"),
+    # Weights quantized on load leave cut-offs in blocks that the allocator may not split (see capacity_load.py).
     Flip("unsplit_load", "0.21.0", False, True, "v1/worker/gpu_worker.py: load_model, _scoped_allocator_max_split"),
     Flip("memory_utilization", "0.20.0", 0.9, 0.92, "config/cache.py: gpu_memory_utilization"),
     # max_num_batched_tokens of the API server: 8192 from 70 GiB on (2048 below, and on A100); 16384 from 160 GiB on.

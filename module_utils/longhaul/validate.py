@@ -709,7 +709,10 @@ class _Run:
 
     async def _as_of_now(self, counters: Counters) -> Counters:
         """Counters of a server whose gauges lag, with what runs and waits now; unknown where it does not tell."""
-        now = await self._gauges()
+        now = None
+        # A scheduler that is in the middle of a long chunk answers late: the counters stand all the same.
+        with contextlib.suppress(_Gone):
+            now = await self._gauges()
         return replace(counters, running=now.running if now else None, waiting=now.waiting if now else None)
 
     async def _gauges(self) -> Counters | None:

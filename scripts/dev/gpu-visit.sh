@@ -140,12 +140,6 @@ forget() {
   rm -rf "$home/home/spec"
 }
 
-restart() {
-  step "stop-$1" play playbooks/stop.yml
-  step "start-$1" play playbooks/start.yml
-  keep_log "restart-$1"
-}
-
 # The daemon: phases in the order of their names, each once, until 99-end; waits 15 minutes for the next one.
 work() {
   local watcher= idle=0 phase name
@@ -201,5 +195,5 @@ case ${1:-} in
   work) work ;;
   follow) follow "$2" "${3:-500}" "${4:-}" ;;
   collect) collect "$2" ;;
-  *) sed -n 2,11p "$self"; exit 2 ;;
+  *) sed -n 2,9p "$self"; exit 2 ;;
 esac

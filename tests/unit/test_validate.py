@@ -21,7 +21,7 @@ from longhaul.errors import UserError
 from longhaul.hardware import Gpu
 from longhaul.load import LagMonitor, read_records
 from longhaul.results import Counters, RequestStatus, RunResult, Verdict, load_run
-from longhaul.validate import NeedleSettings, Point, Progress, ValidateConfig, _Run, validate
+from longhaul.validate import NeedleSettings, Point, Progress, ValidateConfig, _Gone, _Run, validate
 from longhaul.verdict import Limits
 from standin.fixture import StandIn
 from tiny_tokenizer import write_tokenizer
@@ -210,6 +210,18 @@ def test_sglangs_lagging_gauge_is_no_stranger_but_its_load_tells_one(tmp_path: P
     shared = run(slow, tmp_path / "shared", engine="sglang", attempts=1)
     assert codes(shared) == {"foreign_traffic"}
     assert "requests of someone else" in shared.points[0].reasons[0].text
+
+
+def test_sglang_that_does_not_tell_its_load_keeps_its_counters(
+    tmp_path: Path, run: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def late(self: Any) -> None:
+        raise _Gone("GET /v1/loads: TimeoutError")
+
+    monkeypatch.setattr(_Run, "_gauges", late)
+    result = run(QUICK, tmp_path, engine="sglang", attempts=1)
+    assert not codes(result) & {"no_metrics", "foreign_traffic"}, result.reasons
+    assert result.points[0].cache_state == "COLD"
 
 
 def test_sglang_without_a_radix_cache_is_cold_by_its_own_settings(tmp_path: Path, run: Callable[..., RunResult]) -> None:

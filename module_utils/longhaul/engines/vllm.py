@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..capacity_rules import VLLM_BLOCK_SIZES
+from ..capacity_rules import Release, vllm_rules
 from ..errors import UserError
 from .base import (
     BodyTemplate,
@@ -56,8 +56,6 @@ LANGUAGE_MODEL_ONLY = Row("--language-model-only", Version.parse("0.17.0"))
 LIMIT_MM = Row("--limit-mm-per-prompt", OLDEST, Version.parse("0.17.0"))
 # vllm/entrypoints/openai/cli_args.py: the health and metrics polls of a rollout would bury the log's own lines.
 QUIET_ACCESS_LOG = Row("--disable-access-log-for-endpoints", Version.parse("0.16.0"))
-# vllm/config/cache.py: until 0.17.1 argparse takes only VLLM_BLOCK_SIZES for this option.
-BLOCK_SIZE_CHOICES = Row("--block-size", OLDEST, Version.parse("0.18.0"))
 
 # With no figure the CPU engine of newer releases asks for 92% of the host's memory (vllm/v1/worker/cpu_worker.py) and
 # dies where that much is not free; 4 GiB is what older releases took.
@@ -180,8 +178,9 @@ def _check_block_size(s: EngineSettings, version: Version) -> None:
     if size is None:
         return
     check_block_size(s)
-    if BLOCK_SIZE_CHOICES.holds(version) and size not in VLLM_BLOCK_SIZES:
-        words = ", ".join(map(str, VLLM_BLOCK_SIZES))
+    choices = vllm_rules(Release.parse(str(version))).block_sizes
+    if choices is not None and size not in choices:
+        words = ", ".join(map(str, choices))
         raise UserError(
             f"block_size_tokens {size}", f"vLLM {version}: one of {words}", "choose one of them, or vLLM 0.18.0 or newer"
         )
