@@ -211,6 +211,8 @@ def _check(config: ValidateConfig) -> None:
         raise UserError("the same point twice in the ladder", "distinct points", "use repeats instead")
     if config.repeats < 1:
         raise UserError(f"{config.repeats} repeats", "at least 1", "correct repeats")
+    if config.attempts < 1:
+        raise UserError(f"{config.attempts} attempts", "at least 1", "correct attempts")
     if config.mode not in ("cold", "warm"):
         raise UserError(f"mode {config.mode!r}", "cold or warm", "correct the mode")
     if config.transport not in ("ids", "text"):

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154
-# SGLang with fp8 KV and a larger chunk. Pages stay at one token: before 0.5.20 larger ones are wrong for Llama-4. Not run yet.
+# SGLang with fp8 KV and a larger chunk. Pages stay at one token: before 0.5.20 larger ones are wrong for Llama-4.
 . "$tree/scripts/dev/visit/settings.sh"
 forget sglang-tuned
 deploy sglang-tuned -e "$sglang" -e '{"engine_context_tokens": 1048576, "engine_kv_cache_dtype": "fp8_e4m3",

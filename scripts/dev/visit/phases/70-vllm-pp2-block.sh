@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154
-# The same with block-wise fp8 weights (DeepGEMM). Its kernels are compiled at first use: the short prompts come first.
+# The same with block-wise fp8 weights (DeepGEMM). Its kernels are compiled at first use: the short prompts come first. Not run yet.
 . "$tree/scripts/dev/visit/settings.sh"
 forget vllm-pp2-block
 deploy vllm-pp2-block -e "$vllm" -e '{"engine_pipeline_parallel": 2, "engine_block_size_tokens": 128, "engine_context_tokens": 1048576,
