@@ -373,6 +373,7 @@ def _structural_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, ho
             Finding("refuse", "kv_dtype", f"fp8 KV on {gpu.name}", "a GPU with fp8 units", "use bf16 KV, or H100, L40S or newer")
         )
     found += _block_findings(model, gpu, s)
+    found += _short_sum_findings(model, gpu, s)
     outside = outside_range(s.engine, s.release)
     if outside:
         found.append(
@@ -404,8 +405,7 @@ def _block_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list
         if batched % size:
             fix = "change max_num_batched_tokens or the block size"
             faults.append((f"a divisor of the prefill chunk of {batched:,} tokens", fix))
-        hopper = gpu.compute_capability is not None and (9, 0) <= gpu.compute_capability < (10, 0)
-        fa3 = s.attention_backend == "fa3" or (s.attention_backend is None and hopper)
+        fa3 = _sglang_fa3(gpu, s)
         if fa3 and size & (size - 1):
             faults.append(("a power of two with FlashAttention 3", "use 64 or 128"))
         # SGLang calls only this architecture a local-attention model (configs/model_config.py: is_local_attention_model).
@@ -416,6 +416,36 @@ def _block_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list
     chunks = sorted({x.window_tokens for x in model.layers if x.kind is AttentionKind.CHUNKED and x.window_tokens})
     faults += [(f"a divisor of the attention chunk of {c:,} tokens", "use 64 or 128") for c in chunks if c % size]
     return [Finding("refuse", "block_size", f"block size of {size} tokens", required, fix) for required, fix in faults]
+
+
+def _hopper(gpu: Gpu) -> bool:
+    return gpu.compute_capability is not None and (9, 0) <= gpu.compute_capability < (10, 0)
+
+
+def _sglang_fa3(gpu: Gpu, s: PlanSettings) -> bool:
+    return s.attention_backend == "fa3" or (s.attention_backend is None and _hopper(gpu))
+
+
+def _short_sum_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Finding]:
+    """fp8 attention that sums in the tensor cores' own accumulator, which keeps too few bits for a long context.
+
+    Measured on an H200 (docs/results/2026-11-25-2x-h200-tuned, attention): SGLang 0.5.12.post1's FlashAttention 3 is off by 0.57 of
+    the output at 131,072 tokens and 0.85 at 1,048,576 where the values share a sign; vLLM 0.25.1's, which moves its sums to real
+    fp32 as it goes (vLLM since pull request 27889, October 2025), by 0.003.
+    """
+    if s.engine != "sglang" or normal_dtype(s.kv_dtype) != "fp8" or model.mla is not None:
+        return []
+    if not (_hopper(gpu) and _sglang_fa3(gpu, s)):
+        return []
+    return [
+        Finding(
+            "warn",
+            "short_fp8_sums",
+            "fp8 KV with FlashAttention 3 in SGLang on Hopper, whose attention sums lose small terms (errors of 0.57 at 131,072 tokens)",
+            "answers that are right at the whole context",
+            "use bf16 KV, or prove it with the real weights: context_test_needles: true at the longest context (docs/tuning.md)",
+        )
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------------- plan

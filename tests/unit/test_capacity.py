@@ -25,7 +25,7 @@ from longhaul.capacity import (
 from longhaul.capacity_rules import SGLANG_FLIPS, VLLM_FLIPS, Release, vllm_rules
 from longhaul.engines.base import EngineCapacity, EngineSettings
 from longhaul.errors import UserError
-from longhaul.hardware import GIB, get_gpu
+from longhaul.hardware import GIB, Gpu, get_gpu
 
 CONFIGS = Path(__file__).parent / "configs"
 FIGURES = json.loads((CONFIGS / "engine_figures" / "vllm.json").read_text(encoding="utf-8"))
@@ -330,6 +330,22 @@ def test_block_sizes_that_cannot_serve_are_refused(wanted: PlanSettings, require
     assert not plan_capacity(SCOUT, H200, wanted).fits
     roomy = replace(wanted, max_num_seqs=8, available_kv_gib=80)
     assert dict(nearest_plans(SCOUT, H200, roomy, host_gpus=8))["the engine's own block size"].fits
+
+
+@pytest.mark.parametrize(
+    ("gpu", "wanted", "warned"),
+    [
+        (H200, sglang("0.5.12.post1", 1_048_576, kv_dtype="fp8_e4m3", attention_backend="fa3"), True),
+        (H200, sglang("0.5.12.post1", 1_048_576, kv_dtype="fp8_e4m3"), True),  # FlashAttention 3 is its own choice on Hopper
+        (H200, sglang("0.5.12.post1", 1_048_576, kv_dtype="fp8_e4m3", attention_backend="triton"), False),
+        (H200, sglang("0.5.12.post1", 1_048_576), False),
+        (H200, vllm("0.25.1", 1_048_576, kv_dtype="fp8"), False),
+        (get_gpu("b200"), sglang("0.5.12.post1", 1_048_576, kv_dtype="fp8_e4m3"), False),
+    ],
+)
+def test_fp8_attention_that_loses_small_terms_is_warned_of(gpu: Gpu, wanted: PlanSettings, warned: bool) -> None:
+    found = [f for f in check_plan(SCOUT, gpu, replace(wanted, tensor_parallel=2), host_gpus=2) if f.code == "short_fp8_sums"]
+    assert [f.severity for f in found] == (["warn"] if warned else [])
 
 
 @pytest.mark.parametrize(

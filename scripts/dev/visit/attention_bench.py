@@ -17,6 +17,7 @@ import argparse
 import importlib
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -28,7 +29,8 @@ HEAD_DIM = 128
 
 
 def gpu_now() -> tuple[int, float] | None:
-    words = ["nvidia-smi", "-i", "0", "--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits"]
+    mine = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    words = ["nvidia-smi", "-i", mine, "--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits"]
     try:
         clock, power = subprocess.run(words, capture_output=True, text=True, timeout=5, check=True).stdout.split(",")
         return int(clock), float(power)
