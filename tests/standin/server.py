@@ -586,11 +586,17 @@ async def _serve(options: Options) -> int:
     start.say(f"INFO:     Uvicorn running on http://{options.host}:{port} (Press CTRL+C to quit)")
 
     async def other_client() -> None:
+        # Asked anew at short intervals: options change while this waits, and the next test must not meet the last one's stranger.
+        since = loop.time()
         while True:
+            await asyncio.sleep(0.02)
             every = state.options.foreign_every
-            await asyncio.sleep(every or 0.05)
-            if every and state.running:
-                state.foreign()
+            if not every:
+                since = loop.time()
+            elif loop.time() - since >= every:
+                since = loop.time()
+                if state.running:
+                    state.foreign()
 
     foreign = asyncio.ensure_future(other_client())
     await stopped.wait()

@@ -16,14 +16,15 @@ from longhaul.spec import settings_from
 
 ROOT = Path(__file__).resolve().parents[2]
 SETS = sorted((ROOT / "vars" / "sets").glob("*.yml"))
-# Measured on two GPUs; the others are the request's, for eight.
+# Measured on two GPUs, each with its run; the others are the request's, for eight.
+RUNS = {"vllm-1m-2x-h200": "vllm-tp2-tuned", "vllm-1m-pp2-2x-h200": "vllm-pp2", "sglang-1m-2x-h200": "sglang-tp2"}
 MEASURED = [path for path in SETS if path.stem.endswith("-2x-h200")]
 REQUESTED = [path for path in SETS if path not in MEASURED]
 SCOUT = json.loads((ROOT / "tests" / "unit" / "configs" / "llama-4-scout.json").read_text())
 # What of a set is the engine's; the rest is the container's and the test's.
 NEUTRAL = (
-    "context_tokens", "tensor_parallel", "gpu_memory_utilization", "hybrid_kv", "kv_cache_dtype", "enforce_eager", "max_num_seqs",
-    "attention_backend", "extra_env", "quantization", "swa_full_tokens_ratio", "block_size_tokens",
+    "context_tokens", "tensor_parallel", "pipeline_parallel", "gpu_memory_utilization", "hybrid_kv", "kv_cache_dtype", "enforce_eager",
+    "max_num_seqs", "attention_backend", "extra_env", "quantization", "swa_full_tokens_ratio", "block_size_tokens",
 )  # fmt: skip
 
 
@@ -93,7 +94,7 @@ def test_the_set_says_what_the_request_says(path: Path) -> None:
 def test_a_measured_set_renders_the_argv_that_was_measured(path: Path) -> None:
     """But for what belonged to the bare machine: addresses, dummy weights, no tokenizer, SGLang's left-out extras."""
     values = load(path)
-    run = ROOT / "docs" / "results" / "2026-11-25-2x-h200" / f"{values['engine_name']}-tp2" / "gpu-run.json"
+    run = ROOT / "docs" / "results" / "2026-11-25-2x-h200-tuned" / RUNS[path.stem] / "gpu-run.json"
     measured = json.loads(run.read_text())["environment"]["settings"]
     chosen = settings(values)
     for name in NEUTRAL:
