@@ -100,7 +100,7 @@ def config_from_options(
         corpus_source=Path(options["corpus"]) if options.get("corpus") else None,
         seed=None if options.get("seed") in (None, "") else int(options["seed"]),
         repeats=int(options.get("repeats") or 1),
-        attempts=3 if options.get("attempts") is None else int(options["attempts"]),
+        attempts=ValidateConfig.attempts if options.get("attempts") is None else int(options["attempts"]),
         warmup=bool(options.get("warmup", True)),
         mode=str(options.get("mode") or "cold"),
         transport=str(options.get("transport") or "ids"),

@@ -212,7 +212,7 @@ def _check(config: ValidateConfig) -> None:
     if config.repeats < 1:
         raise UserError(f"{config.repeats} repeats", "at least 1", "correct repeats")
     if config.attempts < 1:
-        raise UserError(f"{config.attempts} attempts", "at least 1", "correct attempts")
+        raise UserError(f"{config.attempts} attempts", "at least 1", "set context_test_attempts (or --attempts)")
     if config.mode not in ("cold", "warm"):
         raise UserError(f"mode {config.mode!r}", "cold or warm", "correct the mode")
     if config.transport not in ("ids", "text"):

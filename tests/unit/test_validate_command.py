@@ -57,6 +57,16 @@ def test_the_exit_code_is_the_verdict(
     assert len((tmp_path / "requests.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize(("more", "times"), [((), 3), (("--attempts", "1"), 1)])
+def test_a_point_that_strangers_spoilt_is_measured_as_often_as_wanted(
+    more: tuple[str, ...], times: int, server: StandIn, tmp_path: Path
+) -> None:
+    server.become("--ttft", "0.4", "--gap", "0.002", "--foreign-every", "0.1")
+    assert longhaul(server, tmp_path, *more) == 4
+    assert load_run(tmp_path / "run.json").points[0].attempts == times
+    assert len((tmp_path / "requests.jsonl").read_text().splitlines()) == times
+
+
 def test_ladder_times_concurrency(server: StandIn, tmp_path: Path) -> None:
     server.become("--ttft", "0.02", "--gap", "0.002")
     longhaul(server, tmp_path, "--ladder", "100,2_00", "--concurrency", "1,3", "--quiet")

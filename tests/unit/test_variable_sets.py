@@ -92,7 +92,7 @@ def test_the_set_says_what_the_request_says(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
 def test_a_measured_set_renders_the_argv_that_was_measured(path: Path) -> None:
-    """But for what belonged to the bare machine: addresses, dummy weights, no tokenizer, SGLang's left-out extras."""
+    """But for what belonged to the bare machine (addresses, dummy weights, no tokenizer, left-out extras) and what the set's comment names."""
     values = load(path)
     run = ROOT / "docs" / "results" / "2026-11-25-2x-h200-tuned" / RUNS[path.stem] / "gpu-run.json"
     measured = json.loads(run.read_text())["environment"]["settings"]

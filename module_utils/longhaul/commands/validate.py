@@ -37,7 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--corpus", type=Path, help="text to cut prompts from (plain or .gz; default: generated)")
     add("--seed", type=int, help="the same seed gives the same prompts (default: drawn, and recorded)")
     add("--repeats", type=int, default=1, help="rounds per point, each with fresh prompts")
-    add("--attempts", type=int, default=3, help="how often a point is measured where only circumstances spoilt it (default 3)")
+    add(
+        "--attempts",
+        type=int,
+        default=ValidateConfig.attempts,
+        help="how often a point is measured that circumstances spoilt (%(default)s)",
+    )
     add("--no-warmup", action="store_true", help="no untimed request first")
     add("--warm", action="store_true", help="measure the prefix cache on purpose: each prompt is sent once before it is timed")
     add("--text", action="store_true", help="send chat messages instead of token ids (gateways)")

@@ -13,9 +13,10 @@ fi
 # NVLink multicast stays off on hosts whose GPUs are shared; the measuring hooks are loaded by every process of the engine.
 shared='"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1", "HF_HUB_OFFLINE": "1",
   "OMP_NUM_THREADS": "8", "CUDA_HOME": "'$cuda'", "PYTHONPATH": "'$tree/scripts/dev/visit/site'"'
-vllm='{"engine_extra_env": {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1",
-  "VLLM_ALLREDUCE_USE_SYMM_MEM": "0", '$shared'}}'
-vllm_tuned=${vllm/\"VLLM_NO_USAGE_STATS\"/\"VLLM_TUNED_CONFIG_FOLDER\": \"$home/moe\", \"VLLM_NO_USAGE_STATS\"}
+vllm_env='"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1",
+  "VLLM_ALLREDUCE_USE_SYMM_MEM": "0", '$shared
+vllm='{"engine_extra_env": {'$vllm_env'}}'
+vllm_tuned='{"engine_extra_env": {'$vllm_env', "VLLM_TUNED_CONFIG_FOLDER": "'$home/moe'"}}'
 # SGLang: fp8 weights as stored (quantizing on load peaks near twice that); chunked attention hangs on the outer architecture.
 if [ ! -f "$home/llama-4-scout-fp8/config.json" ]; then
   mkdir -p "$home/llama-4-scout-fp8"

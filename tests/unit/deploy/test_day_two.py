@@ -255,6 +255,10 @@ class TestRunSetup:
             mine = [p.input_tokens for p in points if p.concurrency == c]
             assert mine == sorted(mine)
 
+    def test_attempts_are_as_given(self, tmp_path: Path) -> None:
+        assert self.make(tmp_path).attempts == 3
+        assert self.make(tmp_path, options={"attempts": "1"}).attempts == 1
+
     def test_points_of_their_own(self) -> None:
         points = points_from(options(points=[{"input_tokens": "9", "concurrency": 2}, {"input_tokens": 9, "output_tokens": 1}]))
         assert [(p.input_tokens, p.output_tokens, p.concurrency) for p in points[-2:]] == [(9, 32, 2), (9, 1, 1)]
