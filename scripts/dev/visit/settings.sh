@@ -32,3 +32,20 @@ sglang='{"engine_name": "sglang", "engine_version": "0.5.12.post1", "gpu_run_gpu
   "engine_quantization": null, "engine_served_model_name": "llama-4-scout-text", "engine_attention_backend": "fa3",
   "engine_extra_args": ["--grammar-backend", "none", "--sampling-backend", "pytorch"], "engine_max_num_seqs": 16,
   "engine_swa_full_tokens_ratio": 0.05, "engine_extra_env": {'$shared'}}'
+
+# What two GPUs hold: a million tokens on H200; half of it, and a larger share of the memory, on H100.
+if [ "$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -1)" -lt 120000 ] 2>/dev/null; then
+  hold='"engine_context_tokens": 503808, "engine_gpu_memory_utilization": 0.96'
+  hold_sglang='"engine_context_tokens": 503808, "engine_gpu_memory_utilization": 0.94'
+  million=
+else
+  hold='"engine_context_tokens": 1048576'
+  hold_sglang=$hold
+  million=', 1000000'
+fi
+
+# choice NAME VARIABLES: vLLM TP2 at 100,000 and 500,000 tokens with one setting changed.
+choice() {
+  forget "$1"
+  deploy "$1" -e "$vllm" -e "{$hold}" -e '{"gpu_run_gpus": 2, "context_test_ladder_tokens": [100000, 500000], "context_test_points": []}' -e "$2"
+}

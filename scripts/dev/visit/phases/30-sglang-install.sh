@@ -3,6 +3,8 @@
 arrived sglang 600 && add sglang -e "$sglang"
 # GPUs are measured one thing at a time.
 [ -z "${tuning[*]:-}" ] || wait "${tuning[@]}"
-mkdir -p "$home/moe"
-cp "$home"/out/moe-*/E=*.json "$home/moe/"
-cat "$home"/out/moe-*.log | grep 'x):'
+if [ -n "${tuning[*]:-}" ]; then
+  mkdir -p "$home/moe"
+  cp "$home"/out/moe-*/E=*.json "$home/moe/"
+  cat "$home"/out/moe-*.log | grep 'x):'
+fi

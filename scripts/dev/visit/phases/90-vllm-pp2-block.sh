@@ -2,5 +2,5 @@
 # The same with block-wise fp8 weights (DeepGEMM). Its kernels are compiled at first use: the short prompts come first. Not run yet.
 . "$tree/scripts/dev/visit/settings.sh"
 forget vllm-pp2-block
-deploy vllm-pp2-block -e "$vllm" -e '{"engine_pipeline_parallel": 2, "engine_block_size_tokens": 128, "engine_context_tokens": 1048576,
+deploy vllm-pp2-block -e "$vllm" -e "{$hold}" -e '{"engine_pipeline_parallel": 2, "engine_block_size_tokens": 128,
   "engine_quantization": "fp8_per_block", "context_test_ladder_tokens": [10000, 100000, 500000], "context_test_points": []}'
