@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from .architecture import AttentionKind, ModelArchitecture
+from .block_size import block_faults
 from .capacity_pools import (
     LONGEST_TOKENS,
     KvGroup,
@@ -31,7 +32,7 @@ from .capacity_pools import (
     sizing_of,
     stages_of,
 )
-from .capacity_rules import SGLANG_SPLIT_ARCHITECTURES, Release, outside_range, sglang_rules, vllm_rules
+from .capacity_rules import SGLANG_SPLIT_ARCHITECTURES, Release, outside_range
 from .hardware import GIB, Gpu
 from .results import CapacityFacts
 
@@ -390,32 +391,18 @@ def _structural_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, ho
 
 def _block_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Finding]:
     """Block sizes (SGLang: page sizes) that the engine refuses at its start, or with which it answers wrongly."""
-    size = s.block_size
-    if size is None:
-        return []
-    faults: list[tuple[str, str]] = []
-    if s.engine == "vllm":
-        choices = vllm_rules(s.release).block_sizes
-        if choices is not None and size not in choices:
-            faults.append((f"vLLM {s.release}: one of {', '.join(map(str, choices))}", "choose one of them"))
-        elif gpu.vendor != "cpu" and size % 16:
-            faults.append(("a multiple of 16 on GPUs", "use 16, 64 or 128"))
-    else:
-        batched = sglang_batched_tokens(s, gpu)
-        if batched % size:
-            fix = "change max_num_batched_tokens or the block size"
-            faults.append((f"a divisor of the prefill chunk of {batched:,} tokens", fix))
-        fa3 = _sglang_fa3(gpu, s)
-        if fa3 and size & (size - 1):
-            faults.append(("a power of two with FlashAttention 3", "use 64 or 128"))
-        # SGLang calls only this architecture a local-attention model (configs/model_config.py: is_local_attention_model).
-        chunked = model.architecture == "Llama4ForConditionalGeneration"
-        if fa3 and chunked and size > 1 and not sglang_rules(s.release).paged_chunks:
-            required = f"1 for Llama-4 with FlashAttention 3 in SGLang {s.release}, which mixes up tokens and pages"
-            faults.append((required, "leave the block size to the engine, or use SGLang 0.5.20 or newer"))
-    chunks = sorted({x.window_tokens for x in model.layers if x.kind is AttentionKind.CHUNKED and x.window_tokens})
-    faults += [(f"a divisor of the attention chunk of {c:,} tokens", "use 64 or 128") for c in chunks if c % size]
-    return [Finding("refuse", "block_size", f"block size of {size} tokens", required, fix) for required, fix in faults]
+    chunks = {x.window_tokens for x in model.layers if x.kind is AttentionKind.CHUNKED and x.window_tokens}
+    faults = block_faults(
+        s.engine,
+        s.release,
+        s.block_size,
+        on_cpu=gpu.vendor == "cpu",
+        prefill_chunk=sglang_batched_tokens(s, gpu),
+        fa3=_sglang_fa3(gpu, s),
+        architecture=model.architecture,
+        attention_chunks=chunks,
+    )
+    return [Finding("refuse", "block_size", f.found, f.required, f.fix) for f in faults]
 
 
 def _hopper(gpu: Gpu) -> bool:

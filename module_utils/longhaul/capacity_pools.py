@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .architecture import AttentionKind, ModelArchitecture
+from .block_size import check_one_token
 from .capacity_load import fp8_load_slack_bytes
 from .capacity_rules import SGLANG_SPLIT_ARCHITECTURES, Release, SglangRules, VllmRules, sglang_rules, vllm_rules
 from .errors import UserError
@@ -112,13 +113,13 @@ def check_settings(s: PlanSettings) -> None:
         "pipeline parallel size": s.pipeline_parallel,
         "max_num_batched_tokens": s.max_num_batched_tokens,
         "max_num_seqs": s.max_num_seqs,
-        "block size": s.block_size,
         "concurrency": s.concurrency,
         "max_total_tokens": s.max_total_tokens,
     }
     for label, value in numbers.items():
         if value is not None and value < 1:
             raise UserError(f"{label} {value}", "a whole number of at least 1", f"give a positive {label}")
+    check_one_token(s.block_size)
     if s.available_kv_gib is not None and not 0 < s.available_kv_gib < 1 << 20:
         raise UserError(f"available KV memory of {s.available_kv_gib} GiB", "a positive size in GiB", "take it from the log")
     if s.gpu_memory_utilization is not None and not 0 < s.gpu_memory_utilization <= 1:

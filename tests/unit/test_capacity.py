@@ -23,7 +23,8 @@ from longhaul.capacity import (
     settings_from_engine,
 )
 from longhaul.capacity_rules import SGLANG_FLIPS, VLLM_FLIPS, Release, vllm_rules
-from longhaul.engines.base import EngineCapacity, EngineSettings
+from longhaul.engines import get_engine
+from longhaul.engines.base import EngineCapacity, EngineSettings, Version
 from longhaul.errors import UserError
 from longhaul.hardware import GIB, Gpu, get_gpu
 
@@ -313,7 +314,7 @@ def test_sglang_counts_whole_pages() -> None:
     ("wanted", "required"),
     [
         (vllm("0.25.1", 131_072, block_size=100), "multiple of 16"),
-        (vllm("0.17.1", 131_072, block_size=144), "one of 1, 8, 16"),
+        (vllm("0.17.1", 131_072, block_size=144), "one of 16, 32, 64, 128, 256"),  # 1 and 8 would be refused next
         (vllm("0.25.1", 131_072, block_size=144), "attention chunk of 8,192"),
         (vllm("0.25.1", 131_072, block_size=144, hybrid_kv="off"), "attention chunk of 8,192"),
         (sglang("0.5.23", 131_072, block_size=96, max_num_batched_tokens=9600), "attention chunk of 8,192"),
@@ -330,6 +331,43 @@ def test_block_sizes_that_cannot_serve_are_refused(wanted: PlanSettings, require
     assert not plan_capacity(SCOUT, H200, wanted).fits
     roomy = replace(wanted, max_num_seqs=8, available_kv_gib=80)
     assert dict(nearest_plans(SCOUT, H200, roomy, host_gpus=8))["the engine's own block size"].fits
+
+
+@pytest.mark.parametrize(
+    ("engine", "release", "changes", "required"),
+    [
+        ("vllm", "0.32.0", {"device": "cpu", "block_size_tokens": 16}, "a multiple of 32 on a CPU with vLLM 0.32.0"),
+        ("vllm", "0.28.0", {"device": "cpu", "block_size_tokens": 8}, "a multiple of 16 on a CPU with vLLM 0.28.0"),
+        ("vllm", "0.17.1", {"device": "cpu", "block_size_tokens": 8}, "a multiple of 16 on a CPU with vLLM 0.17.1"),
+        ("vllm", "0.32.0", {"block_size_tokens": 8}, "a multiple of 16 on GPUs"),
+        ("vllm", "0.17.1", {"block_size_tokens": 144}, "vLLM 0.17.1: one of 16, 32, 64, 128, 256"),
+        (
+            "sglang",
+            "0.5.23",
+            {"block_size_tokens": 128, "max_num_batched_tokens": 5000},
+            "a divisor of the prefill chunk of 5,000",
+        ),
+        (
+            "sglang",
+            "0.5.23",
+            {"block_size_tokens": 96, "max_num_batched_tokens": 9600, "attention_backend": "fa3"},
+            "power of two",
+        ),
+    ],
+)
+def test_the_plan_and_the_launch_refuse_a_block_size_in_the_same_words(
+    engine: str, release: str, changes: dict[str, Any], required: str
+) -> None:
+    wanted = EngineSettings("/m", "m", 8192, cpu_kv_cache_gib=4 if "device" in changes else None, **changes)
+    with pytest.raises(UserError, match=required) as caught:
+        get_engine(engine).launch(wanted, Version.parse(release))
+    plan = settings_from_engine(wanted, engine, Release.parse(release))
+    findings = [
+        f for f in check_plan(model("llama-3.1-8b"), CPU if "device" in changes else H200, plan) if f.code == "block_size"
+    ]
+    assert [(f.severity, f.found, f.required, f.fix) for f in findings] == [
+        ("refuse", caught.value.found, caught.value.required, caught.value.fix)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -357,7 +395,8 @@ def test_fp8_attention_that_loses_small_terms_is_warned_of(gpu: Gpu, wanted: Pla
         ("llama-4-scout", "h200", sglang("0.5.12.post1", 131_072, block_size=1)),
         ("llama-4-scout", "h200", sglang("0.5.12.post1", 131_072, block_size=128, attention_backend="triton")),
         ("llama-3.1-70b", "h200", sglang("0.5.12.post1", 131_072, block_size=128)),
-        ("llama-4-scout", "cpu", vllm("0.12.0", 8192, tensor_parallel=1, block_size=8, available_kv_gib=40)),
+        ("llama-4-scout", "cpu", vllm("0.28.0", 8192, tensor_parallel=1, block_size=16, available_kv_gib=40)),
+        ("llama-4-scout", "cpu", vllm("0.32.0", 8192, tensor_parallel=1, block_size=64, available_kv_gib=40)),
     ],
 )
 def test_block_sizes_that_serve_pass(name: str, gpu: str, wanted: PlanSettings) -> None:

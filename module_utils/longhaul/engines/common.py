@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,11 +149,10 @@ def check_extra_args(settings: EngineSettings) -> None:
             raise UserError(f"{name} in extra_args", "one value for each option", "set it by its own setting")
 
 
-def check_block_size(settings: EngineSettings) -> None:
-    """A KV page holds at least one token."""
-    size = settings.block_size_tokens
-    if size is not None and size < 1:
-        raise UserError(f"block_size_tokens {size}", "a positive number of tokens", "raise it, or leave it out")
+def refuse_first(faults: Iterable[UserError]) -> None:
+    """Raise the first of them, where there is one."""
+    for fault in faults:
+        raise fault
 
 
 def api_key_path(settings: EngineSettings) -> str | None:

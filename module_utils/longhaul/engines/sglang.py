@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..block_size import block_faults
+from ..capacity_rules import Release
 from ..errors import UserError
 from .base import (
     BodyTemplate,
@@ -31,12 +33,12 @@ from .common import (
     COMMON_FAILURES,
     Row,
     api_key_path,
-    check_block_size,
     check_extra_args,
     error_message,
     flag_values,
     message_of,
     openai_event,
+    refuse_first,
 )
 
 OLDEST = Version.parse("0.5.6.post2")
@@ -177,22 +179,6 @@ def default_max_running_requests(context_tokens: int) -> int:
     return max(1, min(REQUEST_TABLE_MOST, REQUEST_TABLE_BUDGET_BYTES // ((context_tokens + 4) * 4)))
 
 
-def _check_page_size(s: EngineSettings) -> None:
-    size, chunk = s.block_size_tokens, s.max_num_batched_tokens
-    if size is None:
-        return
-    check_block_size(s)
-    if chunk is not None and chunk > 0 and chunk % size:
-        raise UserError(
-            f"block_size_tokens {size} with max_num_batched_tokens {chunk}",
-            "a prefill chunk of whole pages",
-            f"set max_num_batched_tokens to a multiple of {size}",
-        )
-    # layers/attention/flashattention_backend.py: normal_decode_set_metadata asserts it.
-    if s.attention_backend == "fa3" and size & (size - 1):
-        raise UserError(f"block_size_tokens {size}", "a power of two with the attention backend fa3", "use 64 or 128")
-
-
 class SGLang:
     """The SGLang adapter (native ``/generate`` API). Stateless."""
 
@@ -228,7 +214,8 @@ class SGLang:
             )
         if s.max_num_seqs is not None and s.max_num_seqs < 1:
             raise UserError(f"max_num_seqs {s.max_num_seqs}", "1 or more", "raise it, or leave it out")
-        _check_page_size(s)
+        release, chunk, fa3 = Release.parse(str(version)), s.max_num_batched_tokens, s.attention_backend == "fa3"
+        refuse_first(block_faults("sglang", release, s.block_size_tokens, prefill_chunk=chunk, fa3=fa3))
         requests = s.max_num_seqs or default_max_running_requests(s.context_tokens)
         key = api_key_path(s)
         argv = ["-c", KEY_LAUNCHER] if key else ["-m", "sglang.launch_server"]

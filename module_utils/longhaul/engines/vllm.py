@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..capacity_rules import Release, vllm_rules
+from ..block_size import block_faults
+from ..capacity_rules import Release
 from ..errors import UserError
 from .base import (
     BodyTemplate,
@@ -33,12 +34,12 @@ from .common import (
     PATH_ADVICE,
     Row,
     api_key_path,
-    check_block_size,
     check_extra_args,
     error_message,
     flag_values,
     message_of,
     openai_event,
+    refuse_first,
 )
 
 OLDEST = Version.parse("0.12.0")
@@ -173,21 +174,6 @@ _WEIGHTS = re.compile(r"Model loading took ([\d.]+) Gi?B")
 _START = "non-default args:"
 
 
-def _check_block_size(s: EngineSettings, version: Version) -> None:
-    size = s.block_size_tokens
-    if size is None:
-        return
-    check_block_size(s)
-    choices = vllm_rules(Release.parse(str(version))).block_sizes
-    if choices is not None and size not in choices:
-        words = ", ".join(map(str, choices))
-        raise UserError(
-            f"block_size_tokens {size}", f"vLLM {version}: one of {words}", "choose one of them, or vLLM 0.18.0 or newer"
-        )
-    if s.device != "cpu" and size % 16:
-        raise UserError(f"block_size_tokens {size}", "a multiple of 16 on GPUs", "use 16, 64 or 128, or leave it out")
-
-
 def _number(text: str) -> int:
     return int(text.replace(",", ""))
 
@@ -219,7 +205,8 @@ class VLLM:
                 raise UserError(f"{name} with vLLM", "a setting of SGLang only", f"remove {name}")
         check_extra_args(settings)
         s = settings
-        _check_block_size(s, version)
+        release = Release.parse(str(version))
+        refuse_first(block_faults("vllm", release, s.block_size_tokens, on_cpu=s.device == "cpu"))
         env: dict[str, str] = {}
         argv = ["-m", "vllm.entrypoints.openai.api_server", "--model", s.model_path]
         argv += ["--served-model-name", s.served_model_name, "--host", s.host, "--port", str(s.port)]

@@ -86,9 +86,9 @@ def test_the_page_size_is_said_only_when_it_is_set() -> None:
         ({}, "0.5.6", "SGLang 0.5.6"),
         ({"cpu_kv_cache_gib": 2}, "0.5.23", "cpu_kv_cache_gib"),
         ({"max_num_seqs": 0}, "0.5.23", "max_num_seqs 0"),
-        ({"block_size_tokens": 0}, "0.5.23", "block_size_tokens 0"),
-        ({"block_size_tokens": 128, "max_num_batched_tokens": 5000}, "0.5.23", "max_num_batched_tokens 5000"),
-        ({"block_size_tokens": 96, "attention_backend": "fa3"}, "0.5.23", "block_size_tokens 96"),
+        ({"block_size_tokens": 0}, "0.5.23", "block size of 0 tokens"),
+        ({"block_size_tokens": 128, "max_num_batched_tokens": 5000}, "0.5.23", "block size of 128 tokens"),
+        ({"block_size_tokens": 96, "attention_backend": "fa3"}, "0.5.23", "block size of 96 tokens"),
         ({"extra_args": ("--api-key=x",)}, "0.5.23", "--api-key"),
     ],
 )

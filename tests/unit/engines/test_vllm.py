@@ -79,9 +79,10 @@ def test_prefix_caching_has_three_states() -> None:
 def test_the_block_size_is_said_only_when_it_is_set() -> None:
     assert value_of(VLLM.launch(settings(block_size_tokens=128), OLD).argv, "--block-size") == "128"
     assert "--block-size" not in VLLM.launch(settings(), NEW).argv
-    # Any multiple of 16 since 0.18.0; on a CPU any size that the release knows.
+    # Any multiple of 16 since 0.18.0; on a CPU of 32 since 0.29.0.
     assert VLLM.launch(settings(block_size_tokens=144), Version.parse("0.18.0")).argv
-    assert VLLM.launch(settings(device="cpu", block_size_tokens=8), OLD).argv
+    assert VLLM.launch(settings(device="cpu", block_size_tokens=16), Version.parse("0.28.0")).argv
+    assert VLLM.launch(settings(device="cpu", block_size_tokens=96), NEW).argv
 
 
 def test_extra_args_and_env_come_last_and_win() -> None:
@@ -98,12 +99,14 @@ def test_extra_args_and_env_come_last_and_win() -> None:
         ({"max_total_tokens": 5}, "0.12.0", "max_total_tokens"),
         ({"device": "cpu", "cpu_kv_cache_gib": 1.5}, "0.32.0", "cpu_kv_cache_gib 1.5"),
         ({"device": "cpu", "cpu_kv_cache_gib": 0}, "0.32.0", "cpu_kv_cache_gib 0"),
-        ({"block_size_tokens": 0}, "0.32.0", "block_size_tokens 0"),
-        ({"block_size_tokens": -16}, "0.32.0", "block_size_tokens -16"),
-        ({"block_size_tokens": 8}, "0.17.1", "block_size_tokens 8"),
-        ({"block_size_tokens": 100}, "0.32.0", "block_size_tokens 100"),
-        ({"block_size_tokens": 144}, "0.17.1", "block_size_tokens 144"),
-        ({"device": "cpu", "block_size_tokens": 144}, "0.12.0", "block_size_tokens 144"),
+        ({"block_size_tokens": 0}, "0.32.0", "block size of 0 tokens"),
+        ({"block_size_tokens": -16}, "0.32.0", "block size of -16 tokens"),
+        ({"block_size_tokens": 8}, "0.17.1", "block size of 8 tokens"),
+        ({"block_size_tokens": 100}, "0.32.0", "block size of 100 tokens"),
+        ({"block_size_tokens": 144}, "0.17.1", "block size of 144 tokens"),
+        ({"device": "cpu", "block_size_tokens": 8}, "0.12.0", "block size of 8 tokens"),
+        ({"device": "cpu", "block_size_tokens": 144}, "0.12.0", "block size of 144 tokens"),
+        ({"device": "cpu", "block_size_tokens": 16}, "0.29.0", "block size of 16 tokens"),
         ({"extra_args": ("--api-key", "x")}, "0.32.0", "--api-key"),
         ({"extra_args": ("--port=1",)}, "0.32.0", "--port"),
     ],
