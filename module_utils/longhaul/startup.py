@@ -74,6 +74,11 @@ class LogFollower:
         return [line.decode(errors="replace") for line in lines]
 
 
+def _get(url: str, api_key: str | None) -> urllib.request.Request:
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return urllib.request.Request(url, headers=headers)  # noqa: S310 - http(s) by construction
+
+
 def http_status(url: str, timeout_s: float = 5) -> int | None:
     """Status of a GET, ``None`` when nobody answers."""
     try:
@@ -85,10 +90,10 @@ def http_status(url: str, timeout_s: float = 5) -> int | None:
         return None
 
 
-def http_text(url: str, timeout_s: float = 5) -> str:
+def http_text(url: str, timeout_s: float = 5, api_key: str | None = None) -> str:
     """Body of a GET, empty when nobody answers with 200."""
     try:
-        with _OPENER.open(url, timeout=timeout_s) as answer:
+        with _OPENER.open(_get(url, api_key), timeout=timeout_s) as answer:
             return str(answer.read().decode(errors="replace"))
     except (OSError, ValueError):
         return ""
@@ -96,11 +101,8 @@ def http_text(url: str, timeout_s: float = 5) -> str:
 
 def served_models(url: str, path: str, api_key: str | None = None, timeout_s: float = 5) -> tuple[ServedModel, ...]:
     """The models that the server says it serves; empty when it does not answer."""
-    request = urllib.request.Request(url + path)  # noqa: S310 - http(s) by construction
-    if api_key:
-        request.add_header("Authorization", f"Bearer {api_key}")
     try:
-        with _OPENER.open(request, timeout=timeout_s) as answer:
+        with _OPENER.open(_get(url + path, api_key), timeout=timeout_s) as answer:
             body = json.loads(answer.read())
         return tuple(ServedModel(str(m["id"]), m.get("max_model_len")) for m in body["data"])
     except (OSError, ValueError, KeyError, TypeError):

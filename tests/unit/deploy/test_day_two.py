@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +24,7 @@ from longhaul.layout import Layout
 from longhaul.spec import render_spec, settings_from, store_spec
 from longhaul.status import EndpointStatus, age, endpoint_status, log_tail, status_table
 from longhaul.validate import Progress
+from standin.fixture import StandIn
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SMOL = json.loads((CONFIGS / "smollm2-135m.json").read_text(encoding="utf-8"))
@@ -115,10 +117,11 @@ class TestGate:
         json.dumps(drift_facts(off))
 
 
-def deploy(where: Layout, url_port: int) -> dict[str, Any]:
+def deploy(where: Layout, url_port: int, engine: str = "vllm", version: str = "0.32.0", **settings: Any) -> dict[str, Any]:
+    memory = {"device": "cpu", "cpu_kv_cache_gib": 1} if engine == "vllm" else {}
     spec = render_spec(
-        "vllm",
-        "0.32.0",
+        engine,
+        version,
         "process",
         settings_from(
             {
@@ -126,8 +129,8 @@ def deploy(where: Layout, url_port: int) -> dict[str, Any]:
                 "served_model_name": "scout",
                 "context_tokens": 2_097_152,
                 "port": url_port,
-                "device": "cpu",
-                "cpu_kv_cache_gib": 1,
+                **memory,
+                **settings,
             }
         ),
         instance="default",
@@ -185,6 +188,25 @@ class TestStatus:
         deploy(where, 9)
         dead = endpoint_status(where)
         assert (dead.state, dead.health, dead.kv_usage, dead.verdict) == ("down", "no answer", None, None)
+
+    @pytest.mark.parametrize("lacks", ["/none", "/v1/loads"], ids=["v1/loads", "get_load"])
+    def test_sglang_is_asked_what_runs_because_its_gauge_lags(self, lacks: str, tmp_path: Path) -> None:
+        key = tmp_path / "key"
+        key.write_text("right\n")
+        with StandIn("--engine", "sglang", "--ttft", "0", "--gap", "0", "--api-key", "right", "--without-path", lacks) as server:
+            body = {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 2}, "stream": True}
+            request = urllib.request.Request(
+                f"{server.url}/generate", json.dumps(body).encode(), {"Authorization": "Bearer right"}
+            )
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                answer.read()
+            port = int(server.url.rsplit(":", 1)[1])
+            deploy(Layout(tmp_path), port, "sglang", "0.5.23", api_key_file=str(key))
+            idle = endpoint_status(Layout(tmp_path))
+            key.unlink()
+            without_key = endpoint_status(Layout(tmp_path))
+        assert (idle.state, idle.running, idle.kv_usage) == ("up", 0.0, 0.0)
+        assert without_key.running == 1.0, "nothing better than the gauge, which still shows the request that ended"
 
     def test_one_table_for_every_kind_of_host(self) -> None:
         table = status_table(
