@@ -15,7 +15,9 @@ options:
   instance: {description: Name of the endpoint on this host., type: str, default: default}
   engine: {description: "name, version, runtime, settings.", type: dict}
   model_store: {description: "source, path, hub_repo, dummy.", type: dict}
-  ladder: {description: "ladder_tokens, concurrency, output_tokens, context_tokens.", type: dict}
+  ladder:
+    description: ladder_tokens, concurrency, output_tokens, context_tokens; deployed_context_tokens counts before that one.
+    type: dict
   needed_bytes: {description: Free disk that the home needs., type: int}
   port: {description: Port that must be free or our own., type: int}
   host: {description: Address of that port., type: str, default: 127.0.0.1}

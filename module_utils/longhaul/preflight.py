@@ -125,9 +125,11 @@ def check_model_store(options: Mapping[str, Any]) -> list[Finding]:
 
 
 def check_ladder(options: Mapping[str, Any]) -> list[Finding]:
-    """The validation ladder against the context. No host needed."""
+    """The validation ladder against the context: the deployed server's where one is known, else the variable's. No host needed."""
     findings: list[Finding] = []
-    context = options.get("context_tokens")
+    deployed = options.get("deployed_context_tokens")
+    context = options.get("context_tokens") if deployed is None else deployed
+    whose, raised = ("", "raise") if deployed is None else (" that is deployed", "deploy with a larger")
     output = whole_number("context_test_output_tokens", options.get("output_tokens"))
     if isinstance(output, Finding):
         findings.append(output)
@@ -146,8 +148,8 @@ def check_ladder(options: Mapping[str, Any]) -> list[Finding]:
                     findings.append(
                         Finding(
                             f"ladder point {number} + {output} output = {number + output} tokens",
-                            f"at most the context of {limit}",
-                            "lower context_test_ladder_tokens or context_test_output_tokens, or raise engine_context_tokens",
+                            f"at most the context of {limit}{whose}",
+                            f"lower context_test_ladder_tokens or context_test_output_tokens, or {raised} engine_context_tokens",
                         )
                     )
     return findings

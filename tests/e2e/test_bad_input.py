@@ -20,6 +20,9 @@ from typing import Any
 
 import pytest
 import yaml
+from longhaul.layout import Layout
+from longhaul.spec import render_spec, settings_from, store_spec
+from standin.fixture import StandIn
 from support.runner import Outcome, run_playbook
 
 from e2e.conftest import free_port
@@ -213,3 +216,33 @@ def test_two_names_of_one_endpoint_stop_the_play(tmp_path: Path) -> None:
     assert "longhaul_instance" in done.messages[0]
     assert "third" not in done.messages[0]
     assert not (tmp_path / "home").exists()
+
+
+def test_validation_holds_the_ladder_against_what_is_deployed(tmp_path: Path) -> None:
+    """The context that was given at the deployment alone (-e) stands in the spec, not in the inventory."""
+    faults: dict[str, dict[str, Any]] = {
+        "holds": {"engine_context_tokens": 2048, "context_test_ladder_tokens": [8160]},
+        "beyond": {"engine_context_tokens": 16_384, "context_test_ladder_tokens": [8160, 8161]},
+        "empty": {"engine_context_tokens": 2048, "context_test_ladder_tokens": [2016, 2017]},
+    }
+    shared = {
+        "context_test_from": "controller",
+        "context_test_results_dir": str(tmp_path / "results"),
+        "report_results_dir": str(tmp_path / "results"),
+        "context_test_accept": ["PASS", "INCONCLUSIVE"],  # what the stand-in's hardware could do is not known
+    }
+    deployed = {"model_path": str(stretched_model(tmp_path / "m")), "served_model_name": "m", "context_tokens": 8192}
+    with StandIn("--served-model-name", "m", "--max-model-len", "8192", "--ttft", "0.1", "--gap", "0.002") as server:
+        for name in ("holds", "beyond"):
+            settings = settings_from({**deployed, "device": "cpu", "port": server.url.rsplit(":", 1)[1]})
+            spec = render_spec("vllm", "0.32.0", "process", settings, instance="default", python="/p")
+            store_spec(Layout(tmp_path / "homes" / name), spec)
+        made = inventory(tmp_path / "hosts.yml", faults, tmp_path / "homes")
+        done = Hosts(run_playbook("playbooks/validate.yml", shared, inventory=made), tmp_path, 0, tuple(faults))
+        dry = run_playbook("playbooks/validate.yml", shared, inventory=made, cmdline="--check")
+    assert "8161 + 32 output = 8193 tokens" in done.line("beyond")
+    assert "at most the context of 8192 that is deployed |" in done.line("beyond")
+    assert "at most the context of 2048 |" in done.line("empty"), "nothing is deployed: the variable counts"
+    assert {h for h, n in done.outcome.stats["failures"].items() if n} == {"beyond", "empty"}
+    assert (tmp_path / "results" / "latest" / "holds.json").exists(), "measured"
+    assert {h for h, n in dry.stats["failures"].items() if n} == {"empty"}, "the larger server would be deployed by then"

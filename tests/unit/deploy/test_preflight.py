@@ -118,6 +118,14 @@ class TestLadder:
         )
         assert bool(findings) == (point + output > context)
 
+    @pytest.mark.parametrize(("variable", "held"), [(4096, 8192), (16_384, 8192), (None, 8192), ("2M", "8192")])
+    def test_what_is_deployed_counts_before_the_variable(self, variable: Any, held: Any) -> None:
+        ladder = {**self.BASE, "context_tokens": variable, "deployed_context_tokens": held}
+        assert preflight.check_ladder({**ladder, "ladder_tokens": [8092]}) == []
+        found = only(preflight.check_ladder({**ladder, "ladder_tokens": [8093]}))
+        assert found.required == "at most the context of 8192 that is deployed"
+        assert "deploy with a larger engine_context_tokens" in found.fix
+
     def test_without_a_context_there_is_nothing_to_exceed(self) -> None:
         assert preflight.check_ladder({**self.BASE, "context_tokens": None, "ladder_tokens": [10**9]}) == []
 
