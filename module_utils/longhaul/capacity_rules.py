@@ -76,9 +76,9 @@ VLLM_FLIPS: tuple[Flip, ...] = (
     Flip("padding_ratio", "0.18.0", 1.25, 1.5, "v1/core/kv_cache_utils.py: _get_kv_cache_groups_uniform_page_size"),
     # --block-size took one of a few values, then any.
     Flip("block_sizes", "0.18.0", VLLM_BLOCK_SIZES, None, "config/cache.py: CacheConfig.block_size"),
-    # On a CPU the start refuses what is no multiple of 32 (read in every release). From 0.21.0 it did so with 16; before, only
-    # the kernel did, at the first request (seen in the builds of 0.12.0, 0.13.0, 0.17.0 and 0.20.2). Without AMX, MLA models
-    # get 16 whatever is asked: nothing is lost where this refuses another size for them.
+    # A start on a CPU refuses what is no multiple of 32, from 0.21.0 to 0.28.0 of 16 (read in every release); before, only the
+    # kernels refused that (their check stands in the builds of 0.12.0, 0.13.0, 0.17.0 and 0.20.2). Without AMX, MLA models get
+    # 16 whatever is asked: nothing is lost where this refuses another size for them.
     Flip("cpu_block_multiple", "0.29.0", 16, 32, "v1/attention/backends/cpu_attn.py: get_supported_kernel_block_sizes"),
     # A model of sliding layers only: block = the attention kernel's smallest (32 on CPU), before and after the engine's.
     Flip("sliding_block", "0.25.0", "engine", "kernel", "model_executor/layers/attention/attention.py: get_kv_cache_spec"),
