@@ -188,7 +188,9 @@ def _capacity(run: RunResult) -> Check:
     both = (facts.engine.get("kv_cache_tokens"), facts.predicted.get("kv_cache_tokens"))
     tokens = [f"{x:,.0f}" if isinstance(x, int | float) else "unknown" for x in both]
     found = f"engine {tokens[0]} tokens, predicted {tokens[1]}, {100 * facts.drift:+.2f}%"
-    return Check("capacity", found, "within 2% of the plan", Verdict.PASS if agrees else Verdict.FAIL)
+    # Wider in a pipeline, where the engine prints one stage's memory only.
+    required = f"within {100 * facts.predicted.get('tolerance', 0.02):.0f}% of the plan"
+    return Check("capacity", found, required, Verdict.PASS if agrees else Verdict.FAIL)
 
 
 def _roofline(run: RunResult, limits: Limits, on_gpu: bool) -> Check:

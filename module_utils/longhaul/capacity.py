@@ -32,7 +32,7 @@ from .capacity_pools import (
     sizing_of,
     stages_of,
 )
-from .capacity_rules import SGLANG_SPLIT_ARCHITECTURES, Release, outside_range
+from .capacity_rules import SGLANG_SPLIT_ARCHITECTURES, Release, outside_range, vllm_rules
 from .hardware import GIB, Gpu
 from .results import CapacityFacts
 
@@ -225,6 +225,8 @@ def compare_with_engine(plan: Plan, engine: EngineCapacity, tolerance: float = D
     possible: a drift above ``tolerance`` then means that the plan and the engine disagree on the model or the rules, and
     ``predicted["agrees"]`` is False. ``predicted["sum"]`` and ``engine["sum"]`` state both sums in words.
     ``predicted["to_the_digit"]``: the printed token figure follows from a block count within the printed GiB's rounding.
+    vLLM prints the memory of a pipeline's first stage only, and its last stage has less: the sum takes the difference off that two
+    starts showed, and drift may be larger by as much again.
     """
     settings = plan.settings
     if engine.context_tokens:
@@ -233,6 +235,11 @@ def compare_with_engine(plan: Plan, engine: EngineCapacity, tolerance: float = D
     if engine.available_kv_gib is not None and plan.gpu.vendor != "cpu":
         settings, exact = replace(settings, available_kv_gib=engine.available_kv_gib), True
     sizing = sizing_of(plan.model, plan.gpu, settings)
+    if isinstance(sizing, VllmSizing) and sizing.last_stage_less_bytes and engine.available_kv_gib and plan.gpu.vendor != "cpu":
+        less = sizing.last_stage_less_bytes / GIB
+        settings = replace(settings, available_kv_gib=max(engine.available_kv_gib - less, 0.01))
+        tolerance += less / engine.available_kv_gib
+        sizing = sizing_of(plan.model, plan.gpu, settings)
     low, available, high = sizing.available()
     pool, pool_low, pool_high = (sizing.pool(b) for b in (available, low, high))
     predicted: dict[str, Any] = {
@@ -375,6 +382,7 @@ def _structural_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, ho
         )
     found += _block_findings(model, gpu, s)
     found += _short_sum_findings(model, gpu, s)
+    found += _pipeline_room_findings(gpu, s)
     outside = outside_range(s.engine, s.release)
     if outside:
         found.append(
@@ -431,6 +439,36 @@ def _short_sum_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> 
             "fp8 KV with FlashAttention 3 in SGLang on Hopper, whose attention sums lose small terms (errors of 0.57 at 131,072 tokens)",
             "answers that are right at the whole context",
             "use bf16 KV, or prove it with the real weights: context_test_needles: true at the longest context (docs/tuning.md)",
+        )
+    ]
+
+
+# Before vLLM looks at the free memory, the driver's CUDA context has taken this (H100 and H200, driver 580).
+_CONTEXT_GIB = 1.43
+# Left beside share and context, 1.74 GiB was too little on two H100, 9.7 GiB enough on two H200; nothing between was tried.
+_PIPELINE_ROOM_GIB = 2.0
+
+
+def _pipeline_room_findings(gpu: Gpu, s: PlanSettings) -> list[Finding]:
+    """vLLM's share of the memory, where a pipeline needs some beside it.
+
+    NCCL makes the communicators between two stages at the first request, after the profile that sizes the KV cache: vLLM 0.25.1 in
+    two stages at share 0.96 of two H100 became healthy and died of its first request (docs/results/2026-11-25-2x-h100, vllm-pp2).
+    """
+    if s.engine != "vllm" or s.pipeline_parallel < 2 or gpu.vendor != "nvidia" or s.gpu_memory_utilization is None:
+        return []
+    share, default = s.gpu_memory_utilization, vllm_rules(s.release).memory_utilization
+    left_gib = gpu.usable_bytes / GIB * (1 - share) - _CONTEXT_GIB
+    if share <= default or left_gib >= _PIPELINE_ROOM_GIB:
+        return []
+    return [
+        Finding(
+            "warn",
+            "pipeline_room",
+            f"{max(left_gib, 0):.1f} GiB of a GPU left beside a share of {share:g} in {s.pipeline_parallel} pipeline stages",
+            f"at least {_PIPELINE_ROOM_GIB:.0f} GiB: NCCL takes memory at a pipeline's first request, which no profile counts; without it "
+            "a healthy server dies then",
+            f"lower gpu memory utilization to the engine's own {default:g}",
         )
     ]
 

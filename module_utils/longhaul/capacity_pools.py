@@ -237,26 +237,39 @@ def _default_seqs(s: PlanSettings, gpu: Gpu) -> int:
     return 1024 if gpu.usable_bytes >= 70 * GIB and not gpu.name.startswith("a100") else 256
 
 
-def _runtime_overhead_bytes(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, batched: int) -> tuple[int, int]:
-    """Estimated memory beyond weights and KV on a GPU, and its margin, both bytes.
+def fp32_logits_bytes(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, batched: int) -> int:
+    """vLLM: what the logits of a full batch take in fp32, as its memory profile samples them."""
+    return 4 * min(_default_seqs(s, gpu), batched) * model.vocab_size
 
-    Outside PyTorch 0.24 GiB, 0.62 GiB with collectives; fp32 logits of a full batch, 2.8 times with PyTorch's sampler (it sorts
-    them), twice with FlashInfer's; activations of one batch; from 0.21.0 on what the engine reserves for CUDA graphs, which is more
-    where an all-reduce is captured; 4 GiB for the dummy images that a vision model is profiled with.
-    The parts as vLLM 0.25.1 itself found them for Llama-4-Scout on H200 (docs/results, "visit-memory" in the logs), in GiB:
-    TP1 0.24 + 3.30 + 0.41, TP2 0.62 + 3.13 + 1.47. FlashInfer's share is counted, not measured.
+
+def _runtime_overhead_bytes(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, batched: int) -> tuple[int, int]:
+    """Estimated memory beyond weights and KV on a GPU (of the last pipeline stage, which samples), and its margin, both bytes.
+
+    Outside PyTorch 0.24 GiB, 0.62 GiB with all-reduces, 0.08 GiB in a pipeline without; fp32 logits of a full batch and what the
+    sampler makes of them, 3.7 times with PyTorch's, twice with FlashInfer's; activations of one batch; from 0.21.0 on what the
+    engine reserves for CUDA graphs; 4 GiB for the dummy images that a vision model is profiled with.
+    The parts as vLLM 0.25.1 with PyTorch's sampler found them for Llama-4-Scout on H200 and H100 (docs/results, "visit-memory" in
+    the logs), in GiB: TP1 0.24 + 3.30 + 0.41, TP2 0.62 + 3.13 + 1.47 (chunk 16,384: 3.41, 32,768: 3.97, exactly linear), the last of two
+    stages 0.07 + 3.46 + 0.41. FlashInfer's share is counted, not measured. The engine extrapolates its graphs from the first two: whether
+    the second needed a new block of 20 MiB or not makes 1.47 or, seen twice on H100, 0.51 GiB of them.
     """
-    tp = s.tensor_parallel
-    outside = 0.24 * GIB if s.gpus == 1 else 0.62 * GIB
-    copies = 2.8 if s.torch_sampler else 2.0
-    logits = copies * 4 * min(_default_seqs(s, gpu), batched) * model.vocab_size
+    tp, pp = s.tensor_parallel, s.pipeline_parallel
+    outside = 0.62 if tp > 1 else 0.08 if pp > 1 else 0.24
+    logits = fp32_logits_bytes(model, gpu, s, batched)
     widest = max((x.ffn_active_parameters // max(model.hidden_size, 1) for x in model.layers), default=0)
-    activations = 2 * batched * (6 * model.hidden_size + widest // tp)
+    if s.torch_sampler:
+        # While it samples: two hidden states and the experts' workspace are held; what the layers took is free again.
+        peak = 3.7 * logits + 2 * batched * (2 * model.hidden_size + widest // 3 // tp)
+    else:
+        peak = 2.0 * logits + 2 * batched * (6 * model.hidden_size + widest // tp)
+    if pp > 1:
+        # What the stage before hands over: hidden state and residual.
+        peak += 2 * batched * 2 * model.hidden_size
     graphs = 0.0
     if vllm_rules(s.release).graphs_reserved and not s.enforce_eager:
-        graphs = len(model.layers) / s.pipeline_parallel * (0.41 if tp == 1 else 1.47) / 48 * GIB
+        graphs = 0.41 if tp == 1 else len(model.layers) / pp * 1.47 / 48
     vision = 0 if s.text_only or not model.vision_parameters else 4 * GIB
-    total = int(outside + logits + activations + graphs + vision)
+    total = int((outside + graphs) * GIB + peak + vision)
     return total, total // 2 + GIB // 2
 
 
@@ -387,6 +400,14 @@ class VllmSizing(Sizing):
             return 0
         tp = self.settings.tensor_parallel
         return max(fp8_load_slack_bytes(self.model, tp, stage.first, stage.end) for stage in self.stages)
+
+    @functools.cached_property
+    def last_stage_less_bytes(self) -> int:
+        """KV memory that the last of several stages has less than the first, whose figure is the one that vLLM prints: it samples.
+
+        0.95 and 0.90 of the fp32 logits in two starts of vLLM 0.25.1 with PyTorch's sampler (H100, H200; "visit-memory" in the logs).
+        """
+        return round(0.92 * fp32_logits_bytes(self.model, self.gpu, self.settings, self.batched)) if len(self.stages) > 1 else 0
 
     def available(self) -> tuple[int, int, int]:
         given = self._given()
