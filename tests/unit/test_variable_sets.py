@@ -17,14 +17,20 @@ from longhaul.spec import settings_from
 ROOT = Path(__file__).resolve().parents[2]
 SETS = sorted((ROOT / "vars" / "sets").glob("*.yml"))
 # Measured on two GPUs, each with its run; the others are the request's, for eight.
-RUNS = {"vllm-1m-2x-h200": "vllm-tp2-tuned", "vllm-1m-pp2-2x-h200": "vllm-pp2", "sglang-1m-2x-h200": "sglang-tp2"}
-MEASURED = [path for path in SETS if path.stem.endswith("-2x-h200")]
+RUNS = {
+    "vllm-1m-2x-h200": "2026-11-25-2x-h200-tuned/vllm-tp2-tuned",
+    "vllm-1m-pp2-2x-h200": "2026-11-25-2x-h200-tuned/vllm-pp2",
+    "sglang-1m-2x-h200": "2026-11-25-2x-h200-tuned/sglang-tp2",
+    "vllm-500k-2x-h100": "2026-11-25-2x-h100/vllm-chunk32k",
+}
+MEASURED = [path for path in SETS if "-2x-" in path.stem]
 REQUESTED = [path for path in SETS if path not in MEASURED]
 SCOUT = json.loads((ROOT / "tests" / "unit" / "configs" / "llama-4-scout.json").read_text())
 # What of a set is the engine's; the rest is the container's and the test's.
 NEUTRAL = (
     "context_tokens", "tensor_parallel", "pipeline_parallel", "gpu_memory_utilization", "hybrid_kv", "kv_cache_dtype", "enforce_eager",
     "max_num_seqs", "attention_backend", "extra_env", "quantization", "swa_full_tokens_ratio", "block_size_tokens",
+    "max_num_batched_tokens",
 )  # fmt: skip
 
 
@@ -63,7 +69,7 @@ def test_the_set_fits_its_gpus(path: Path) -> None:
         values["engine_version"],
         settings(values),
         model,
-        gpu=get_gpu("h200"),
+        gpu=get_gpu("h100" if path.stem.endswith("h100") else "h200"),
         host_gpus=gpus,
         ladder=ladder,
     )
@@ -94,7 +100,7 @@ def test_the_set_says_what_the_request_says(path: Path) -> None:
 def test_a_measured_set_renders_the_argv_that_was_measured(path: Path) -> None:
     """But for what belonged to the bare machine (addresses, dummy weights, no tokenizer, left-out extras) and what the set's comment names."""
     values = load(path)
-    run = ROOT / "docs" / "results" / "2026-11-25-2x-h200-tuned" / RUNS[path.stem] / "gpu-run.json"
+    run = ROOT / "docs" / "results" / RUNS[path.stem] / "gpu-run.json"
     measured = json.loads(run.read_text())["environment"]["settings"]
     chosen = settings(values)
     for name in NEUTRAL:
