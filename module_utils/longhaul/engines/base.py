@@ -121,12 +121,16 @@ class PhaseMark:
 
 @dataclass(frozen=True)
 class FailureMark:
-    """A substring of a log line that names why a start or a run failed. ``wrapper``: only hides the cause above it."""
+    """A substring of a log line that names why a start or a run failed. ``wrapper``: only hides the cause above it.
+
+    ``explains``: a broader cause of the same failure, which it takes the place of, though it stands below it in the log.
+    """
 
     needle: str
     cause: str
     advice: str
     wrapper: bool = False
+    explains: str = ""
 
 
 @dataclass(frozen=True)
@@ -308,12 +312,13 @@ _FIRST_ERROR = "this is the first error that its log holds; ansible-playbook pla
 def diagnose(lines: Iterable[str], adapter: EngineAdapter) -> Diagnosis | None:
     """Name the cause of a failure from a log: the first true cause wins, a wrapper only if nothing better is there.
 
-    A wrapper gives its place as evidence to the first exception that the log holds, known to us or not; one that opens a
-    traceback itself, to the first from there on.
+    A cause that other marks explain waits for what they say further down. A wrapper gives its place as evidence to the first
+    exception that the log holds, known to us or not; one that opens a traceback itself, to the first from there on.
     """
     reached: Phase | None = None
     wrapper: Diagnosis | None = None
     raised: Diagnosis | None = None
+    broad: Diagnosis | None = None
     opened = False
     for raw in lines:
         line = raw.strip()
@@ -322,13 +327,19 @@ def diagnose(lines: Iterable[str], adapter: EngineAdapter) -> Diagnosis | None:
             continue
         found: Diagnosis | None = None
         for mark in adapter.failures:
-            if mark.needle in line:
-                found = Diagnosis(mark.cause, _around(line, mark.needle), mark.advice, reached)
-                if not mark.wrapper:
-                    return found
+            if mark.needle not in line or (broad is not None and mark.explains != broad.cause):
+                continue
+            found = Diagnosis(mark.cause, _around(line, mark.needle), mark.advice, broad.phase if broad else reached)
+            if mark.wrapper:
                 wrapper = wrapper or found
+            elif broad is None and any(m.explains == mark.cause for m in adapter.failures):
+                broad = found
+            else:
+                return found
+        if broad is not None:
+            continue
         if found is not None and not opened and line.endswith(_TRACEBACK):
             raised, opened = None, True
         if found is None and raised is None and not _WARNED.match(line) and (said := _RAISED.search(line)):
             raised = Diagnosis("", line[said.start() :].removeprefix("] ")[:400], _FIRST_ERROR, reached)
-    return replace(raised, cause=wrapper.cause) if wrapper and raised else wrapper
+    return broad or (replace(raised, cause=wrapper.cause) if wrapper and raised else wrapper)

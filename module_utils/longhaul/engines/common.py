@@ -14,6 +14,12 @@ _ACCESS = "accept the model's licence on the hub, check that the token file hold
 PATH_ADVICE = "check the model path on this host (and its mount in the container): the folder needs config.json and weights"
 DRIVER_ADVICE = "check `nvidia-smi` on the host (and in the container), the driver version and the GPU request of the container"
 _NCCL = "raise shm_size (or host IPC), check `nvidia-smi topo -m` and the fabric manager; NCCL_DEBUG=INFO in extra_env says more"
+_NCCL_FAILED = "NCCL failed between the GPUs"
+_NCCL_FULL = "no GPU memory left for NCCL's buffers"
+_NCCL_ROOM = (
+    "lower gpu_memory_utilization: NCCL takes its buffers from what the engine leaves, those between pipeline stages with the "
+    "first request only"
+)
 _OOM = (
     "lower gpu_memory_utilization or max_num_batched_tokens, bound max_num_seqs, or use more GPUs; "
     "the phase says what was allocating"
@@ -77,11 +83,21 @@ COMMON_FAILURES: tuple[FailureMark, ...] = (
     FailureMark("Python.h: No such file or directory", "torch.compile found no Python headers", _COMPILER),
     # shared memory; vLLM since 0.27.0 looks before it takes it
     FailureMark("MiB free. Increase /dev/shm", "the engine found too little shared memory", _SHM),
-    # NCCL
-    FailureMark("Error while creating shared memory segment /dev/shm/nccl-", "NCCL found too little shared memory", _NCCL),
-    FailureMark("NCCL error", "NCCL failed between the GPUs", _NCCL),
-    FailureMark("ncclUnhandledCudaError", "NCCL failed between the GPUs", _NCCL),
-    FailureMark("ncclSystemError", "NCCL failed between the GPUs", _NCCL),
+    # NCCL. PyTorch prints its last words ("Last error:", ncclGetLastError) below the general ones. Those for the GPU's memory are
+    # in NCCL's alloc.h ("calloc", "calloc async", "malloc") and checks.h (with the number or without it, by release).
+    FailureMark(
+        "Error while creating shared memory segment /dev/shm/nccl-",
+        "NCCL found too little shared memory",
+        _NCCL,
+        explains=_NCCL_FAILED,
+    ),
+    FailureMark("Failed to CUDA calloc", _NCCL_FULL, _NCCL_ROOM, explains=_NCCL_FAILED),
+    FailureMark("Failed to CUDA malloc", _NCCL_FULL, _NCCL_ROOM, explains=_NCCL_FAILED),
+    FailureMark("Cuda failure 2 'out of memory'", _NCCL_FULL, _NCCL_ROOM, explains=_NCCL_FAILED),
+    FailureMark("Cuda failure 'out of memory'", _NCCL_FULL, _NCCL_ROOM, explains=_NCCL_FAILED),
+    FailureMark("NCCL error", _NCCL_FAILED, _NCCL),
+    FailureMark("ncclUnhandledCudaError", _NCCL_FAILED, _NCCL),
+    FailureMark("ncclSystemError", _NCCL_FAILED, _NCCL),
     # hub and files
     FailureMark("Cannot access gated repo", "the model is gated and the token has no access", _ACCESS),
     FailureMark("GatedRepoError", "the model is gated and the token has no access", _ACCESS),

@@ -225,6 +225,7 @@ def test_phases_come_in_order_and_end_ready(lines: list[str]) -> None:
         ("vllm-0.32.0-context-above-positions", "the context is above the model's positions"),
         ("vllm-0.32.0-kv-too-small", "the KV cache is too small for one request of the full context"),
         ("vllm-0.32.0-shm-too-small", "the engine found too little shared memory"),
+        ("vllm-0.25.1-nccl-no-memory", "no GPU memory left for NCCL's buffers"),
     ],
 )
 def test_real_failures_are_named_with_their_line(name: str, cause: str) -> None:
@@ -253,6 +254,38 @@ def test_the_cause_wins_over_the_wrapper_that_hides_it() -> None:
     wrapped = diagnose(lines[2:], VLLM)
     assert wrapped is not None
     assert wrapped.cause == "the engine process failed to start"
+
+
+BROAD = [
+    "(Worker_PP1 pid=9) ERROR 11-25 17:49:33 [multiproc_executor.py:1004] torch.distributed.DistBackendError: NCCL error in: "
+    "/pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:93, unhandled cuda error, NCCL version 2.28.9",
+    "(Worker_PP1 pid=9) ERROR 11-25 17:49:33 [multiproc_executor.py:1004] ncclUnhandledCudaError: Call to CUDA function failed.",
+    "(Worker_PP1 pid=9) ERROR 11-25 17:49:33 [multiproc_executor.py:1004] Last error:",
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        ("Failed to CUDA calloc async 40 bytes", "no GPU memory left for NCCL's buffers"),
+        ("Failed to CUDA calloc 536870912 bytes", "no GPU memory left for NCCL's buffers"),
+        ("Failed to CUDA malloc 6291456 bytes", "no GPU memory left for NCCL's buffers"),
+        ("Cuda failure 2 'out of memory'", "no GPU memory left for NCCL's buffers"),
+        ("Cuda failure 'out of memory'", "no GPU memory left for NCCL's buffers"),
+        ("Error while creating shared memory segment /dev/shm/nccl-x7Jq1z (size 9637888)", "NCCL found too little shared memory"),
+    ],
+)
+def test_what_nccl_says_last_wins_over_its_general_words_above(words: str, cause: str) -> None:
+    found = diagnose([*BROAD, words, "OSError: [Errno 28] No space left on device"], VLLM)
+    assert found is not None
+    assert (found.cause, found.evidence) == (cause, words)
+
+
+def test_what_does_not_explain_a_cause_does_not_take_its_place() -> None:
+    found = diagnose([*BROAD, "Cuda failure 'invalid argument'", "an engine process died (exit code: -9)"], VLLM)
+    assert found is not None
+    assert found.cause == "NCCL failed between the GPUs"
+    assert found.evidence == BROAD[0]
 
 
 def test_behind_a_wrapper_an_unknown_exception_is_the_evidence() -> None:
