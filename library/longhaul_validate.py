@@ -10,6 +10,7 @@ description:
   - Sends a ladder of prompts of exact length as token ids, streams the answers, reads the server's counters before and after,
     and judges each point PASS, FAIL, INVALID or INCONCLUSIVE.
   - Every request is on disk the moment it ends (C(requests.jsonl) in O(out_dir)); C(run.json) holds the result.
+  - Where the server dies, the first reason is the cause that its log names, if it is deployed here and measured from its own host.
   - A verdict other than PASS does not fail the task; the playbook's gate does, after the reports are written.
   - Reports no change - a measurement is not a change of the host.
 author: [Longhaul]

@@ -19,6 +19,7 @@ from .hardware import GIB, DetectedGpu, Gpu, detect_gpus, get_gpu
 from .layout import Layout
 from .needles import KINDS
 from .results import CapacityFacts, RunResult, from_jsonable
+from .runtimes import log_from_now
 from .validate import NeedleSettings, Point, Progress, ValidateConfig, validate
 from .verdict import Limits
 
@@ -39,6 +40,8 @@ def run_endpoint_test(
 ) -> RunResult:
     """Validate the endpoint that ``spec`` describes. ``remote``: we are not on the server's machine."""
     facts = (read_json(layout.facts_file) if layout else None) or {}
+    # Another address may be another server: its end says nothing of the engine that is deployed here.
+    ours = layout is not None and not remote and (url or spec["url"]).rstrip("/") == str(spec["url"]).rstrip("/")
     return validate(
         config_from_options(
             spec,
@@ -53,6 +56,7 @@ def run_endpoint_test(
             remote=remote,
         ),
         on_progress,
+        log_from_now(layout, spec) if layout is not None and ours else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from .dockerd import SOCKET, ContainerLog, Docker, DockerRuntime
 from .engines import get_engine
+from .errors import UserError
 from .layout import Layout
 from .startup import LogFollower, http_status
 from .supervisor import ProgramState, Supervisor
@@ -51,6 +53,18 @@ def healthy(where: Layout, spec: Mapping[str, Any] | None) -> bool:
     # A server that says 401 or 404 is up.
     status = http_status(str(spec["url"]) + get_engine(str(spec["engine"])).health_path)
     return status is not None and status < 500
+
+
+def log_from_now(where: Layout, spec: Mapping[str, Any]) -> Callable[[], list[str]] | None:
+    """What the engine of this spec logs from now on; ``None`` where it does not run here, or its log is not ours to read."""
+    try:
+        if spec["runtime"] == "docker":
+            runtime = DockerRuntime(where, Docker(patience_s=2))
+            runs = docker_here() and runtime.state(spec["spec_id"]).alive
+            return ContainerLog(runtime, spec["spec_id"], time.time()) if runs else None
+        return LogFollower(where.log, where.log.stat().st_size) if state_of(where, spec).alive else None
+    except (OSError, UserError):
+        return None
 
 
 def stop_other_runtime(where: Layout, spec: Mapping[str, Any], timeout_s: int) -> bool:

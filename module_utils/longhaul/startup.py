@@ -1,4 +1,4 @@
-"""Watch an engine start: follow its log, name the phases, see its death within a second, say why it died.
+"""Watch an engine start: follow its log, name the phases, see its death within a second, say why it died, then or later.
 
 Used for both runtimes: what differs (is the process alive? where is the log?) comes in as functions.
 """
@@ -10,7 +10,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,10 @@ HEARTBEAT_S = 15.0
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 # Process, level, time and source file of a log line: the message is what tells.
 _PREFIX = re.compile(r"^(\(.*?pid=\d+\)\s*)?([A-Z]+ [\d:. -]+ (\[[^\]]+\])?|\[[^\]]*\])\s*")
+_ERROR = re.compile(r"error|exception|killed|signal", re.IGNORECASE)
+_ROUTINE = re.compile(r"^(\(.*?pid=\d+\)\s*)?(WARNING|INFO|DEBUG)\b")
+# What the launcher (roles/engine/files/launch.py) writes before it becomes the engine: here a life of the server begins.
+LIFE = "longhaul: starting spec "
 _NOISE = re.compile(r"^\s*$|\x1b\[[0-9;]*m")
 
 
@@ -175,8 +179,38 @@ def watch_start(
         sleep(POLL_S)
 
 
+def last_words(lines: Sequence[str], adapter: EngineAdapter, *, named: bool = False) -> str | None:
+    """Why a server died that served, in one line: the cause that its log names and the fix, else the last error that it logged.
+
+    ``lines``: what was logged since it was last known to be well; what it had logged before, it survived. ``named``: a cause
+    or nothing.
+    """
+    own = [line for line in _last_served(lines, adapter) if not _NOISE.fullmatch(line)]
+    if found := diagnose(own, adapter):
+        # What only hides a cause has no fix.
+        hidden = any(m.wrapper and m.cause == found.cause for m in adapter.failures)
+        return f"{found.cause} ({_message(found.evidence)})" + ("" if hidden else f" | fix: {found.advice}")
+    errors = [] if named else [x for x in own if _ERROR.search(x) and not _ROUTINE.match(x)]
+    return _message(errors[-1]) if errors else None
+
+
+def _last_served(lines: Sequence[str], adapter: EngineAdapter) -> list[str]:
+    """The lines of the last life of the server that served: one that is started in its place, and why that fails, is another."""
+    lives: list[list[str]] = [[]]
+    for line in lines:
+        if LIFE in line:
+            lives.append([])
+        lives[-1].append(line)
+    served = [life for life in lives[1:] if any(phase_of(line, adapter.phases) is Phase.READY for line in life)]
+    return served[-1] if served else lives[0]
+
+
+def _message(line: str) -> str:
+    return " ".join(_PREFIX.sub("", line.strip()).split())[:300]
+
+
 def _unnamed(lines: list[str], phase: Phase, cause: str) -> Diagnosis:
-    errors = [x for x in lines if re.search(r"error|exception|killed|signal", x, re.IGNORECASE)]
+    errors = [x for x in lines if _ERROR.search(x)]
     evidence = (errors or list(_tail(lines, 1)) or ["the log is empty"])[-1].strip()[-400:]
     return Diagnosis(cause, evidence, "read the engine's log (ansible-playbook playbooks/logs.yml)", phase)
 

@@ -65,6 +65,7 @@ from .results import (
     to_jsonable,
     worst,
 )
+from .startup import last_words
 from .stats import median, summarize
 from .verdict import (
     DISTINCT_NOTED,
@@ -84,6 +85,7 @@ _CONTROL_TIMEOUT_S = 10.0
 # Reasons that say nothing about the server: such a point may be measured again.
 CIRCUMSTANCES = frozenset({"client_lag", "foreign_traffic"})
 _DRAIN_S = 60.0  # how long a dropped request may linger in the server's gauges
+_LAST_WORDS_S = 2.0  # how long a supervisor may take to write what a process said last
 _SETTLE_S = 3.0  # how long counters may trail the last byte of an answer
 _SAMPLE_LEAST_S = 0.5
 _WARM_UP_TOKENS = 10_000  # more than one prefill chunk of either engine (8,192): every kernel has run once
@@ -188,13 +190,18 @@ class ValidateConfig:
     attempts: int = 3
 
 
-def validate(config: ValidateConfig, on_progress: Callable[[Progress], None]) -> RunResult:
+def validate(
+    config: ValidateConfig,
+    on_progress: Callable[[Progress], None],
+    server_log: Callable[[], Sequence[str]] | None = None,
+) -> RunResult:
     """Run the whole ladder and judge it. Raises UserError before anything is sent where the input is wrong.
 
-    Server errors never raise: they become FAIL with a reason, and the rest of the ladder is still tried.
+    Server errors never raise: they become FAIL with a reason, and the rest of the ladder is still tried. ``server_log``: what the
+    server logged from now on and since the last call, where that can be read; asked when the server died.
     """
     _check(config)
-    return asyncio.run(_Run(config, on_progress).run())
+    return asyncio.run(_Run(config, on_progress, server_log).run())
 
 
 def _check(config: ValidateConfig) -> None:
@@ -257,8 +264,14 @@ class _Gone(Exception):
 
 
 class _Run:
-    def __init__(self, config: ValidateConfig, on_progress: Callable[[Progress], None]) -> None:
+    def __init__(
+        self,
+        config: ValidateConfig,
+        on_progress: Callable[[Progress], None],
+        server_log: Callable[[], Sequence[str]] | None = None,
+    ) -> None:
         self.config = config
+        self.server_log = server_log
         self.adapter: EngineAdapter = get_engine(config.engine)
         self.on_progress = on_progress
         self.began = time.perf_counter()
@@ -298,6 +311,9 @@ class _Run:
                 await self._align_text()
                 await self._warm_up()
                 await self._ladder()
+                if self.leftovers:
+                    # A server whose engine died may answer for seconds more.
+                    await self._hear("request_failed", "the server's log says", named=True)
             finally:
                 self.writer.close()
             return self._finish()
@@ -692,11 +708,31 @@ class _Run:
             except (OSError, HttpFormatError) as exc:
                 if attempt == 2:
                     words = "connection refused" if isinstance(exc, ConnectionRefusedError) else str(exc) or type(exc).__name__
+                    await self._hear("server_dead", "the server is gone, its log says", wait_s=_LAST_WORDS_S)
                     return f"the server is gone ({words})"
                 await asyncio.sleep(0.3)
             else:
                 return None
         return None
+
+    async def _hear(self, code: str, how: str, *, named: bool = False, wait_s: float = 0.0) -> None:
+        """Once: what the server's log says of its end, as the first reason of the run. Lines may trail the death by ``wait_s``."""
+        if self.server_log is None:
+            return
+        read, self.server_log = self.server_log, None
+        lines: list[str] = []
+        until = time.perf_counter() + wait_s
+        with contextlib.suppress(UserError):
+            while True:
+                fresh = await asyncio.to_thread(read)
+                lines += fresh
+                if time.perf_counter() >= until or (not fresh and last_words(lines, self.adapter, named=True)):
+                    break
+                await asyncio.sleep(0.2)
+        words = last_words(lines, self.adapter, named=named)
+        if words is not None:
+            self.run_reasons.append(Reason(Verdict.FAIL, code, f"{how}: {words}"))
+            self.say("server", self.run_reasons[-1].text)
 
     async def _counters(self) -> Counters | None:
         """The server's counters; where it shows none, its gauges (``has_counters`` tells); ``None`` where it says nothing."""

@@ -58,6 +58,7 @@ class Options:
     reject_over: int | None
     http_error: int | None
     die_after: int | None
+    die_saying: str | None
     foreign_every: float | None
     foreign_tokens: int
     slow: float
@@ -120,6 +121,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--reject-over", type=int, help="413 for bodies of more bytes, before reading them")
     add("--http-error", type=int, help="answer generations with this status in the engine's shape")
     add("--die-after", type=int, help="the process dies with SIGKILL's exit code after N tokens of the faulty request")
+    add("--die-saying", default=None, help="a file: what the log says before --die-after ends the process")
     add("--foreign-every", type=float, help="another client's request shows in the counters every S seconds")
     add("--foreign-tokens", type=int, default=500)
     add("--slow", type=float, default=1.0, help="multiply all times by this")
@@ -176,6 +178,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         reject_over=known.reject_over,
         http_error=known.http_error,
         die_after=known.die_after,
+        die_saying=known.die_saying,
         foreign_every=known.foreign_every,
         foreign_tokens=known.foreign_tokens,
         slow=known.slow,

@@ -193,6 +193,8 @@ class Stream:
     def _fault(self) -> bool:
         options, connection = self.state.options, self.connection
         if options.die_after is not None and self.sent >= options.die_after:
+            if options.die_saying is not None:
+                print(Path(options.die_saying).read_text(encoding="utf-8"), end="", flush=True)
             os._exit(137)
         if options.stall_after is not None and self.sent >= options.stall_after:
             return True

@@ -296,6 +296,65 @@ def test_a_dead_server_fails_the_rest_at_once_and_keeps_what_was_measured(tmp_pa
     assert [r.status for r in read_records(tmp_path / "requests.jsonl")].count(RequestStatus.OK) == 1
 
 
+NCCL_LOG = Path(__file__).parent / "engines" / "logs" / "vllm-0.25.1-nccl-no-memory.log"
+NCCL_FULL = "no GPU memory left for NCCL's buffers (Failed to CUDA calloc async 40 bytes) | fix: lower gpu_memory_utilization"
+
+
+def dying_words(path: Path) -> Path:
+    """What the real engine said between its first request and its end."""
+    lines = NCCL_LOG.read_text(encoding="utf-8").splitlines()
+    begin = next(i for i, line in enumerate(lines) if "WorkerProc hit an exception" in line)
+    path.write_text("\n".join(lines[begin:-1]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_dead_servers_own_words_are_the_first_reason_and_said_once(tmp_path: Path) -> None:
+    points = (Point(100, 4, 1), Point(2000, 4, 2), Point(300, 4, 1))
+    words = dying_words(tmp_path / "words")
+    steps: list[Progress] = []
+    with StandIn(*QUICK, "--die-after", "2", "--fault-min-input", "1000", "--die-saying", str(words)) as server:
+        read = list(server.log)
+
+        def new_lines() -> list[str]:
+            fresh = server.log[len(read) :]
+            read.extend(fresh)
+            return fresh
+
+        result = validate(config(server.url, tmp_path, points=points), steps.append, new_lines)
+    assert [p.verdict for p in result.points] == [Verdict.PASS, Verdict.FAIL, Verdict.FAIL]
+    first = result.reasons[0]
+    assert (first.verdict, first.code) == (Verdict.FAIL, "server_dead")
+    assert first.text.startswith(f"the server is gone, its log says: {NCCL_FULL}")
+    assert [r for r in result.reasons if "NCCL" in r.text] == [first], "points that were not run need not repeat it"
+    assert result.points[2].reasons[0].text == "not run: the server is gone (connection refused)"
+    assert first.text in [s.message for s in steps if s.stage == "server"], "said at once"
+    assert load_run(tmp_path / "run.json").reasons[0] == first
+
+
+@pytest.mark.parametrize("said", [["INFO one", "INFO two"], UserError("Docker", "an answer", "start it")])
+def test_a_dead_server_whose_log_tells_nothing_is_judged_as_ever(tmp_path: Path, said: Any) -> None:
+    def new_lines() -> list[str]:
+        if isinstance(said, UserError):
+            raise said
+        return list(said)
+
+    with StandIn(*QUICK, "--die-after", "2") as server:
+        result = validate(config(server.url, tmp_path, points=(Point(300, 4, 1),)), lambda s: None, new_lines)
+    assert [r.code for r in result.reasons] == ["request_failed", "server_dead"]
+
+
+def test_an_engine_that_died_behind_a_server_that_still_answers_is_named_too(tmp_path: Path, shared: StandIn) -> None:
+    """vLLM's API server outlives its engine by seconds: the last point would end before it is gone."""
+    shared.become("--engine", "vllm", *QUICK, "--error-after", "1")
+    lines = dying_words(tmp_path / "words").read_text(encoding="utf-8").splitlines()
+    made = config(shared.url, tmp_path, points=(Point(300, 4, 1),))
+    result = validate(made, lambda s: None, lambda: lines)
+    assert [r.code for r in result.reasons] == ["request_failed", "request_failed"]
+    assert result.reasons[0].text.startswith(f"the server's log says: {NCCL_FULL}")
+    harmless = validate(made, lambda s: None, lambda: ["ERROR this was nothing"])
+    assert [r.code for r in harmless.reasons] == ["request_failed"]
+
+
 def test_our_own_dropped_request_is_not_taken_for_someone_elses(tmp_path: Path, run: Callable[..., RunResult]) -> None:
     points = (Point(3000, 4, 1), Point(300, 4, 1))
     result = run(
