@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from longhaul.burnin_host import all_reduce
 from longhaul.results import Verdict, load_run
 from longhaul.runtimes import healthy
@@ -152,18 +154,25 @@ def test_check_mode_on_a_clean_host_makes_nothing() -> None:
         assert not [t for t, _, _ in done.tasks if "Start the engine" in t]
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"burnin_limits": {"least_mfu": "fast"}}, ["burn-in limit least_mfu 'fast'", "a number"]),
-        ({"burnin_limits": {"speed": 1}}, ["burn-in limit 'speed'", "least_mfu"]),
-        ({"burnin_instance": "default"}, ["burnin_instance 'default'", "a name of its own"]),
-    ],
-)
-def test_wrong_input_is_one_line_before_anything_changes(tmp_path: Path, change: dict[str, Any], words: list[str]) -> None:
-    done = run_playbook("playbooks/burnin.yml", {"longhaul_home": str(tmp_path / "home"), **change})
+# Each mistake under a name of its own: one run tells all of them apart.
+BAD_INPUT: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "word": ({"burnin_limits": {"least_mfu": "fast"}}, ["burn-in limit least_mfu 'fast'", "a number"]),
+    "name": ({"burnin_limits": {"speed": 1}}, ["burn-in limit 'speed'", "least_mfu"]),
+    "instance": ({"burnin_instance": "default"}, ["burnin_instance 'default'", "a name of its own"]),
+}
+
+
+def test_wrong_input_is_one_line_before_anything_changes(tmp_path: Path) -> None:
+    default = yaml.safe_load((ROOT / "inventory/local/group_vars/all.yml").read_text(encoding="utf-8"))
+    shared = {**default, "ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    hosts = {name: {"longhaul_home": str(tmp_path / name), **change} for name, (change, _) in BAD_INPUT.items()}
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(yaml.safe_dump({"all": {"hosts": hosts, "vars": shared}}), encoding="utf-8")
+    done = run_playbook("playbooks/burnin.yml", {}, inventory=inventory)
     assert done.rc != 0
-    (said,) = done.messages
-    assert "\n" not in said
-    assert [w for w in words if w not in said] == []
-    assert not (tmp_path / "home").exists()
+    lost = [host for _, host, event in done.tasks if event == "failed"]
+    assert sorted(lost) == sorted(BAD_INPUT)
+    for host, said in zip(lost, done.messages, strict=True):
+        assert "\n" not in said
+        assert [w for w in BAD_INPUT[host][1] if w not in said] == []
+    assert list(tmp_path.iterdir()) == [inventory]
