@@ -15,7 +15,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -364,27 +363,3 @@ def test_nothing_that_is_kept_holds_a_secret(fleet: Fleet) -> None:
             check=False,
         )
         assert looked.stdout == ""
-
-
-def test_both_engines_are_measured_on_one_host(fleet: Fleet, tmp_path: Path) -> None:
-    host = fleet.hosts[2]
-    was = fleet.running_tag(host)
-    image = fleet.images["2.0"]
-    sets = []
-    for engine, version in (("vllm", "0.12.0"), ("sglang", "0.5.6.post2")):
-        values = {
-            "engine_name": engine, "engine_version": version, "engine_image": image.reference,
-            "engine_image_digest": image.digest, "engine_context_tokens": 65536,
-            **({"engine_cpu_kv_cache_gib": 2} if engine == "vllm" else {"engine_max_num_seqs": 4}),
-        }  # fmt: skip
-        path = tmp_path / f"{engine}.yml"
-        path.write_text(json.dumps(values))
-        sets.append(str(path))
-    more = {"compare_sets": sets, "compare_results_dir": str(fleet.folder / "compare"), "engine_capacity_gate": "off"}
-    done = fleet.play("playbooks/compare.yml", "--limit", host.name, "-e", json.dumps(more))
-    assert done.code == 0, done.text[-4000:]
-    assert "vllm" in done.text.lower()
-    assert "sglang" in done.text.lower()
-    assert "in1000-out8-c1" in done.text or "1,000" in done.text, done.text[-3000:]
-    assert fleet.running_tag(host) == was
-    assert fleet.ask(host)
