@@ -121,8 +121,8 @@ def closed() -> Closed:
         "PIP_CONFIG_FILE": os.devnull,
         "PIP_RETRIES": "0",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        # Bytecode of 3 GB of packages is half of the time and no part of the question.
-        "PIP_NO_COMPILE": "1",
+        # Bytecode of 3 GB of packages is half of the time and no part of the question. 0 is how pip is told not to compile.
+        "PIP_NO_COMPILE": "0",
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
     }

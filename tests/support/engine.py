@@ -6,6 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
+import pytest
 from longhaul.environments import build_environment, is_built, parse_lock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,5 +27,9 @@ def engine_python() -> Path:
     with (CACHE / "engine.lock").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         if not is_built(path, lock):
-            build_environment(path, lock, PYTHONS, say=print, extra_index_urls=[TORCH_INDEX])
+            # Bytecode of 3 GB of packages is half of the installation; a start compiles, and keeps, what it imports. pip takes the
+            # words of a --no-... option in its environment the other way round: 0 means do not compile.
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("PIP_NO_COMPILE", "0")
+                build_environment(path, lock, PYTHONS, say=print, extra_index_urls=[TORCH_INDEX])
     return path / "bin" / "python"
