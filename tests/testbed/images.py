@@ -33,6 +33,8 @@ _PLATFORMS = (
 )
 # Triton compiles GPU kernels: 1 GB that the CPU engine never loads.
 _LEFT_OUT = ("triton",)
+# Nor does it run PyTorch's own tests, or compile against its headers.
+_LEFT_OUT_OF_IMAGE = (*_LEFT_OUT, "torch/test", "torch/include")
 # The lock is made for a virtual environment, which brings setuptools with it; torch imports it.
 _ADDED = ("setuptools>=77,<81",)
 
@@ -73,7 +75,8 @@ def vllm(bed: Bed) -> Image:
         base = bed.import_rootfs(_rootfs("engine", f"{PYTHON_PACKAGES},libnuma1,libgomp1", "minbase"))
         variables = {"PYTHONPATH": "/opt/engine", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         with container(bed, base) as box:
-            copy(bed, site, box, "/opt/engine", _LEFT_OUT)
+            # With the bytecode of what it imports, where engines ran before: three processes would each compile it at every start.
+            copy(bed, site, box, "/opt/engine", _LEFT_OUT_OF_IMAGE, bytecode=True)
             return push(bed, box, "vllm-cpu", f"0.32.0-{key}", variables)
     return pushed(bed, name)
 
@@ -94,9 +97,9 @@ def container(bed: Bed, image: str) -> Iterator[str]:
         bed.docker("rm", "-f", box)
 
 
-def copy(bed: Bed, folder: Path, box: str, target: str, without: Sequence[str] = ()) -> None:
+def copy(bed: Bed, folder: Path, box: str, target: str, without: Sequence[str] = (), *, bytecode: bool = False) -> None:
     """Folder -> container, as root's, without the caches that running from the checkout leaves and what ``without`` names."""
-    words = ["tar", "-C", str(folder), "--owner=0", "--group=0", "--sort=name", "--exclude=__pycache__"]
+    words = ["tar", "-C", str(folder), "--owner=0", "--group=0", "--sort=name", *([] if bytecode else ["--exclude=__pycache__"])]
     words += [f"--exclude=./{name}" for name in without]
     words += [f"--transform=s,^\\.,{target.lstrip('/')},", "-cf", "-", "."]
     pack = subprocess.Popen(words, stdout=subprocess.PIPE)
