@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import socket
 import tempfile
@@ -97,8 +96,5 @@ def deployment() -> Iterator[Deployment]:
     """The embedded default, deployed once through ansible-runner with the shipped inventory."""
     with new_home() as home, tempfile.TemporaryDirectory(prefix="lh-results-") as results:
         made = Deployment(home, free_port(), Path(results))
-        # In an inventory, as an operator gives it: on the command line it would count for the roll's own short proof too.
-        ladder = home / "ladder.json"
-        ladder.write_text(json.dumps({"all": {"hosts": {"localhost": FIRST}}}), encoding="utf-8")
-        made.first = made.run("deploy.yml", f"-i {ladder}")
+        made.first = made.run("deploy.yml", **FIRST)
         yield made

@@ -68,6 +68,9 @@ def test_first_deployment_proves_the_context(deployment: Deployment) -> None:
     raw = (deployment.results / "latest" / "localhost" / "requests.jsonl").read_text(encoding="utf-8").splitlines()
     timed = [line for line in raw if not json.loads(line)["warmup"]]
     assert len(timed) >= sum(p.completed for p in run.points)
+    # With -e too, the ladder is the validation's: the roll's own proof stays one short prompt.
+    (proof,) = (deployment.home / "results").glob("roll-*")
+    assert [(p.input_tokens, p.concurrency) for p in load_run(proof / "run.json").points] == [(1000, 1)]
     assert "loading weights" in first.text
     assert "evidence:" in first.text
 
