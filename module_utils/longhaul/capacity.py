@@ -232,13 +232,12 @@ def compare_with_engine(plan: Plan, engine: EngineCapacity, tolerance: float = D
     if engine.context_tokens:
         settings = replace(settings, context_tokens=engine.context_tokens)
     exact = plan.gpu.vendor == "cpu" and settings.available_kv_gib is not None
-    if engine.available_kv_gib is not None and plan.gpu.vendor != "cpu":
-        settings, exact = replace(settings, available_kv_gib=engine.available_kv_gib), True
     sizing = sizing_of(plan.model, plan.gpu, settings)
-    if isinstance(sizing, VllmSizing) and sizing.last_stage_less_bytes and engine.available_kv_gib and plan.gpu.vendor != "cpu":
-        less = sizing.last_stage_less_bytes / GIB
-        settings = replace(settings, available_kv_gib=max(engine.available_kv_gib - less, 0.01))
-        tolerance += less / engine.available_kv_gib
+    printed_gib = engine.available_kv_gib
+    if printed_gib is not None and plan.gpu.vendor != "cpu":
+        less_gib = sizing.last_stage_less_bytes / GIB if isinstance(sizing, VllmSizing) else 0.0
+        settings, exact = replace(settings, available_kv_gib=max(printed_gib - less_gib, 0.0)), True
+        tolerance += less_gib / printed_gib if less_gib and printed_gib else 0.0
         sizing = sizing_of(plan.model, plan.gpu, settings)
     low, available, high = sizing.available()
     pool, pool_low, pool_high = (sizing.pool(b) for b in (available, low, high))

@@ -20,6 +20,7 @@ from .layout import Layout
 from .needles import KINDS
 from .results import CapacityFacts, RunResult, from_jsonable
 from .runtimes import log_from_now
+from .spec import read_api_key
 from .validate import NeedleSettings, Point, Progress, ValidateConfig, validate
 from .verdict import Limits
 
@@ -177,19 +178,6 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     except OSError:
         pass
     return None
-
-
-def read_api_key(spec: Mapping[str, Any], path: str | None, remote: bool) -> str | None:
-    """The key of the endpoint: from ``path``, else (on the server's machine) from the file that the engine was started with."""
-    chosen = path or (None if remote else spec["settings"].get("api_key_file"))
-    if not chosen:
-        return None
-    try:
-        return Path(chosen).read_text(encoding="utf-8").strip() or None
-    except OSError as exc:
-        raise UserError(
-            f"key file {chosen} ({exc.strerror})", "a readable file with the API key", "set context_test_api_key_file"
-        ) from exc
 
 
 def progress_line(step: Progress) -> str:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from .engines import get_engine
@@ -186,3 +187,16 @@ def restore_previous(where: Layout, *, dry_run: bool = False) -> tuple[dict[str,
             write_atomic(where.previous_spec, to_json(before))
         settle(where)
     return previous, before
+
+
+def read_api_key(spec: Mapping[str, Any], path: str | None, remote: bool) -> str | None:
+    """The key of the endpoint: from ``path``, else (on the server's machine) from the file that the engine was started with."""
+    chosen = path or (None if remote else spec["settings"].get("api_key_file"))
+    if not chosen:
+        return None
+    try:
+        return Path(chosen).read_text(encoding="utf-8").strip() or None
+    except OSError as exc:
+        raise UserError(
+            f"key file {chosen} ({exc.strerror})", "a readable file with the API key", "set context_test_api_key_file"
+        ) from exc

@@ -8,16 +8,16 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from .dockerd import ContainerLog, DockerRuntime
 from .engines import get_engine
+from .errors import UserError
 from .evidence import LOAD_PATHS, parse_counters, parse_loads
 from .files import read_json
 from .layout import Layout
 from .results import Counters
-from .spec import load_spec
+from .spec import load_spec, read_api_key
 from .startup import http_status, http_text
 
 
@@ -61,9 +61,8 @@ def endpoint_status(where: Layout, now_unix_s: float | None = None) -> EndpointS
 def _as_of_now(spec: Mapping[str, Any], gauges: Counters) -> Counters:
     """SGLang's own word on its load in place of its gauges, which lag; where it does not tell, they must do."""
     key = None
-    if spec["settings"].get("api_key_file"):
-        with contextlib.suppress(OSError, ValueError):  # the engine's own file: who asks for the status may not read it
-            key = Path(spec["settings"]["api_key_file"]).read_text(encoding="utf-8").strip()
+    with contextlib.suppress(UserError, ValueError):  # the engine's own file: who asks for the status may not read it
+        key = read_api_key(spec, None, remote=False)
     for path in LOAD_PATHS:
         with contextlib.suppress(ValueError):
             now = parse_loads(json.loads(http_text(str(spec["url"]) + path, api_key=key)))

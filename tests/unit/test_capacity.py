@@ -162,6 +162,7 @@ _ON_H100 = {"context": 503_808, "gpu_memory_utilization": 0.96} | _VISIT
     ("gpu", "wanted", "measured_gib"),
     [
         (H200, vllm("0.25.1", 262_144, tensor_parallel=1, **_VISIT), 19.06),
+        (H200, vllm("0.25.1", 262_144, tensor_parallel=1, gpu_memory_utilization=0.97, **_VISIT), 26.07),
         (H200, vllm("0.25.1", 1_048_576, tensor_parallel=2, **_VISIT), 69.69),
         (H200, vllm("0.25.1", 1_048_576, tensor_parallel=1, pipeline_parallel=2, **_VISIT), 76_188_913_255 / GIB),
         (H100, vllm("0.25.1", tensor_parallel=2, **_ON_H100), 17.09),
@@ -170,7 +171,17 @@ _ON_H100 = {"context": 503_808, "gpu_memory_utilization": 0.96} | _VISIT
         (H100, vllm("0.25.1", tensor_parallel=2, enforce_eager=True, **_ON_H100), 18.63),
         (H100, vllm("0.25.1", tensor_parallel=1, pipeline_parallel=2, **_ON_H100), 19_343_906_980 / GIB),
     ],
-    ids=["h200-tp1", "h200-tp2", "h200-pp2", "h100-tp2", "h100-chunk16k", "h100-chunk32k", "h100-eager", "h100-pp2"],
+    ids=[
+        "h200-tp1",
+        "h200-tp1-share",
+        "h200-tp2",
+        "h200-pp2",
+        "h100-tp2",
+        "h100-chunk16k",
+        "h100-chunk32k",
+        "h100-eager",
+        "h100-pp2",
+    ],
 )
 def test_the_memory_estimate_is_within_one_percent_of_measured_starts(
     gpu: Gpu, wanted: PlanSettings, measured_gib: float

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from longhaul.endpoint_test import QuietProgress, config_from_options, cpu_name, points_from, progress_line, read_api_key
+from longhaul.endpoint_test import QuietProgress, config_from_options, cpu_name, points_from, progress_line
 from longhaul.engines.base import EngineSettings
 from longhaul.errors import UserError
 from longhaul.files import to_json, write_atomic
 from longhaul.gate import advice, choose_gpu, drift, drift_facts, gate, planned_facts
 from longhaul.hardware import DetectedGpu, get_gpu
 from longhaul.layout import Layout
-from longhaul.spec import render_spec, settings_from, store_spec
+from longhaul.spec import read_api_key, render_spec, settings_from, store_spec
 from longhaul.status import EndpointStatus, age, endpoint_status, log_tail, status_table
 from longhaul.validate import Progress
 from standin.fixture import StandIn
