@@ -101,9 +101,9 @@ def bodies(scenario: Scenario, folder: Path) -> list[Body]:
 
 async def ours(url: str, scenario: Scenario, prepared: list[Body]) -> list[tuple[float, float, float]]:
     """(TTFT, median gap, E2E) of each request, seconds."""
-    from longhaul.client import Client, Endpoint, Timeouts
-    from longhaul.engines import get_engine
-    from longhaul.load import no_collections
+    from longhaul.client.client import Client, Endpoint, Timeouts
+    from longhaul.client.load import no_collections
+    from longhaul.engines.registry import get_engine
 
     adapter = get_engine("vllm")
     out: list[tuple[float, float, float]] = []

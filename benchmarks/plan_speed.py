@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from longhaul.architecture import load_architecture
-from longhaul.capacity import PlanSettings, nearest_plans, plan_capacity
-from longhaul.capacity_rules import Release
+from longhaul.capacity.plan import PlanSettings, nearest_plans, plan_capacity
 from longhaul.cli import main
-from longhaul.hardware import get_gpu
+from longhaul.engines.rules import Release
+from longhaul.models.architecture import load_architecture
+from longhaul.physics.hardware import get_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
-SCOUT = ROOT / "tests" / "unit" / "configs" / "llama-4-scout.json"
+SCOUT = ROOT / "tests" / "data" / "configs" / "llama-4-scout.json"
 SWEEP = ["plan", "--model", str(SCOUT), "--gpus", "8", "--engine", "vllm==0.33.0", "--sweep"]
 
 

@@ -23,7 +23,7 @@ options:
   name: {description: The host's name in the results., type: str, default: ""}
   replace: {description: Stop what serves here., type: bool, default: false}
   stop_timeout_s: {description: Seconds until a stopping engine is killed., type: int, default: 60}
-  limits: {description: "What a healthy host shows (longhaul.burnin.Limits).", type: dict, default: {}}
+  limits: {description: "What a healthy host shows (longhaul.burnin.judge.Limits).", type: dict, default: {}}
   script: {description: The all-reduce program's text., type: str, default: ""}
   gpu_indexes: {description: "GPUs of the endpoint, which must be empty (V(begun)); none means all.", type: list, elements: int, default: []}
   mib: {description: Size of the all-reduced buffer in MiB., type: int, default: 1024}
@@ -50,8 +50,7 @@ checks: {description: One line a finding., returned: state judged, type: list}
 out_dir: {description: Where the evidence lies., returned: state judged, type: str}
 """
 
-from ansible.module_utils.longhaul.burnin import limits_from
-from ansible.module_utils.longhaul.burnin_host import (
+from ansible.module_utils.longhaul.burnin.host import (
     begin,
     check_instance,
     conclude,
@@ -61,7 +60,8 @@ from ansible.module_utils.longhaul.burnin_host import (
     refuse_if_serving,
     serving,
 )
-from ansible.module_utils.longhaul.spec import load_spec
+from ansible.module_utils.longhaul.burnin.judge import limits_from
+from ansible.module_utils.longhaul.deploy.spec import load_spec
 from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
 
 

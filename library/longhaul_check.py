@@ -57,7 +57,7 @@ if sys.version_info < (3, 10):
     )
     sys.exit(1)
 
-from ansible.module_utils.longhaul.preflight import as_result, run_checks
+from ansible.module_utils.longhaul.deploy.preflight import as_result, run_checks
 from ansible.module_utils.longhaul_module import run_module
 
 

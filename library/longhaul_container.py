@@ -33,8 +33,8 @@ image_id: {description: Its own id., returned: when present, type: str}
 digest: {description: What its registry calls it., returned: when known, type: str}
 """
 
-from ansible.module_utils.longhaul.container import ContainerSettings, container_from, reference
-from ansible.module_utils.longhaul.dockerd import Docker, DockerError, find_image
+from ansible.module_utils.longhaul.deploy.runtimes.container import ContainerSettings, container_from, reference
+from ansible.module_utils.longhaul.deploy.runtimes.docker import Docker, DockerError, find_image
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.files import write_atomic
 from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module

@@ -30,8 +30,8 @@ import fnmatch
 import re
 from pathlib import Path
 
-from ansible.module_utils.longhaul.debfiles import DEB_FORMAT, INSTALLED_FORMAT, needed, parse_deb, parse_installed
 from ansible.module_utils.longhaul.errors import UserError
+from ansible.module_utils.longhaul.host.debs import DEB_FORMAT, INSTALLED_FORMAT, needed, parse_deb, parse_installed
 from ansible.module_utils.longhaul_module import run_module
 
 

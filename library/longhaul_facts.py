@@ -33,9 +33,9 @@ path: {description: The fact file., returned: always, type: str}
 
 from pathlib import Path
 
-from ansible.module_utils.longhaul.hostfacts import deployed_facts, update_facts, validated_facts
+from ansible.module_utils.longhaul.deploy.hostfacts import deployed_facts, update_facts, validated_facts
+from ansible.module_utils.longhaul.deploy.spec import load_spec
 from ansible.module_utils.longhaul.results import load_run
-from ansible.module_utils.longhaul.spec import load_spec
 from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
 
 

@@ -49,11 +49,11 @@ reboot_reason: {description: Why the driver works only after a reboot; empty whe
 import dataclasses
 from pathlib import Path
 
-from ansible.module_utils.longhaul.debfiles import INSTALLED_FORMAT, parse_installed
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.files import read_json, to_json, write_atomic
-from ansible.module_utils.longhaul.gpudriver import compare_installed, plan_driver, reboot_needed
-from ansible.module_utils.longhaul.hostcheck import FAIL, WARN, as_facts, check_host, expected_from, read_host
+from ansible.module_utils.longhaul.host.checks import FAIL, WARN, as_facts, check_host, expected_from, read_host
+from ansible.module_utils.longhaul.host.debs import INSTALLED_FORMAT, parse_installed
+from ansible.module_utils.longhaul.host.driver import compare_installed, plan_driver, reboot_needed
 from ansible.module_utils.longhaul_module import run_module
 
 

@@ -40,7 +40,7 @@ import tempfile
 from pathlib import Path
 
 from ansible.module_utils.longhaul.errors import UserError
-from ansible.module_utils.longhaul.jsonmerge import merge, read_object, render
+from ansible.module_utils.longhaul.host.jsonmerge import merge, read_object, render
 from ansible.module_utils.longhaul_module import run_module
 
 

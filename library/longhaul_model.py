@@ -42,8 +42,15 @@ revision: {description: The hub's commit., returned: source hub, type: str}
 import os
 from pathlib import Path
 
+from ansible.module_utils.longhaul.deploy.model_store import (
+    bundled_identity,
+    check_model_dir,
+    differing,
+    is_stored,
+    store_bundled,
+    store_hub,
+)
 from ansible.module_utils.longhaul.errors import UserError
-from ansible.module_utils.longhaul.models import bundled_identity, check_model_dir, differing, is_stored, store_bundled, store_hub
 from ansible.module_utils.longhaul_module import run_module
 
 

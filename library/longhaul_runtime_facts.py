@@ -31,7 +31,7 @@ nvidia: {description: Is there an NVIDIA device on the PCI bus?, returned: alway
 """
 
 from ansible.module_utils.longhaul.errors import UserError
-from ansible.module_utils.longhaul.hostcheck import nvidia_devices
+from ansible.module_utils.longhaul.host.checks import nvidia_devices
 from ansible.module_utils.longhaul_module import run_module
 
 

@@ -40,12 +40,12 @@ log_offset: {description: Size of the log just before this start., returned: alw
 import contextlib
 import time
 
-from ansible.module_utils.longhaul.dockerd import DockerRuntime
+from ansible.module_utils.longhaul.deploy.ports import port_holder, port_is_free
+from ansible.module_utils.longhaul.deploy.runtimes.docker import DockerRuntime
+from ansible.module_utils.longhaul.deploy.runtimes.process import Supervisor
+from ansible.module_utils.longhaul.deploy.runtimes.registry import docker_here, state_of, stop_other_runtime
+from ansible.module_utils.longhaul.deploy.spec import load_spec, require_spec
 from ansible.module_utils.longhaul.errors import UserError
-from ansible.module_utils.longhaul.ports import port_holder, port_is_free
-from ansible.module_utils.longhaul.runtimes import docker_here, state_of, stop_other_runtime
-from ansible.module_utils.longhaul.spec import load_spec, require_spec
-from ansible.module_utils.longhaul.supervisor import Supervisor
 from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
 
 

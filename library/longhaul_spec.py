@@ -27,7 +27,7 @@ options:
   settings: {description: Engine settings (see longhaul.engines.base.EngineSettings)., type: dict, default: {}}
   python: {description: The interpreter that argv starts with., type: str}
   environment_hash: {description: Hash of the installed set (runtime process)., type: str}
-  container: {description: "Image, digest, mounts, limits (runtime docker); see longhaul.container.ContainerSettings.", type: dict}
+  container: {description: "Image, digest, mounts, limits (runtime docker); see longhaul.deploy.runtimes.container.ContainerSettings.", type: dict}
   model: {description: "Where the model came from.", type: dict, default: {}}
   probe: {description: "Also ask whether the engine of the deployed spec runs, answers, and is in the facts.", type: bool, default: false}
   progress_file: {description: Set by the action plugin., type: path}
@@ -48,12 +48,12 @@ healthy: {description: "Does the engine of the deployed spec run and answer?", r
 recorded: {description: Do the facts name the deployed spec?, returned: "with O(probe)", type: bool}
 """
 
-from ansible.module_utils.longhaul.container import as_options, container_from
+from ansible.module_utils.longhaul.deploy.rolling import give_back, is_unproven, proven, unproven
+from ansible.module_utils.longhaul.deploy.runtimes.container import as_options, container_from
+from ansible.module_utils.longhaul.deploy.runtimes.registry import healthy
+from ansible.module_utils.longhaul.deploy.spec import load_spec, render_spec, restore_previous, settings_from, store_spec
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.files import read_json, to_json
-from ansible.module_utils.longhaul.rolling import give_back, is_unproven, proven, unproven
-from ansible.module_utils.longhaul.runtimes import healthy
-from ansible.module_utils.longhaul.spec import load_spec, render_spec, restore_previous, settings_from, store_spec
 from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
 
 

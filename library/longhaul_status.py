@@ -31,8 +31,8 @@ log_tail: {description: Lines., returned: when log_lines is given, type: list}
 import dataclasses
 import re
 
+from ansible.module_utils.longhaul.deploy.status import endpoint_status, log_tail
 from ansible.module_utils.longhaul.errors import UserError
-from ansible.module_utils.longhaul.status import endpoint_status, log_tail
 from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
 
 

@@ -26,7 +26,7 @@ options:
   remote: {description: The module runs on another machine than the server., type: bool, default: false}
   facts_home: {description: "longhaul_home, to write the local facts; without it none are written.", type: path}
   instance: {description: Name of the endpoint on its host., type: str, default: default}
-  options: {description: "The ladder and everything else (see longhaul.endpoint_test.config_from_options).", type: dict, required: true}
+  options: {description: "The ladder and everything else (see longhaul.deploy.endpoint_test.config_from_options).", type: dict, required: true}
   progress_file: {description: Set by the action plugin., type: path}
 """
 
@@ -50,9 +50,9 @@ out_dir: {description: Where the evidence lies., returned: always, type: str}
 import shutil
 from pathlib import Path
 
-from ansible.module_utils.longhaul.endpoint_test import QuietProgress, run_endpoint_test
-from ansible.module_utils.longhaul.hostfacts import update_facts, validated_facts
-from ansible.module_utils.longhaul.layout import layout
+from ansible.module_utils.longhaul.deploy.endpoint_test import QuietProgress, run_endpoint_test
+from ansible.module_utils.longhaul.deploy.hostfacts import update_facts, validated_facts
+from ansible.module_utils.longhaul.deploy.layout import layout
 from ansible.module_utils.longhaul_module import run_module
 
 

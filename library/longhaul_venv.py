@@ -37,7 +37,13 @@ lock_sha256: {description: Hash of the installed set., returned: always, type: s
 
 from pathlib import Path
 
-from ansible.module_utils.longhaul.environments import build_environment, find_python, is_built, parse_lock, requirements_lock
+from ansible.module_utils.longhaul.deploy.environments import (
+    build_environment,
+    find_python,
+    is_built,
+    parse_lock,
+    requirements_lock,
+)
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul_module import run_module
 

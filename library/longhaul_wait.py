@@ -35,12 +35,12 @@ diagnosis: {description: "cause, evidence, advice.", returned: failure, type: di
 
 from pathlib import Path
 
-from ansible.module_utils.longhaul.engines import get_engine
+from ansible.module_utils.longhaul.deploy.runtimes.registry import watched
+from ansible.module_utils.longhaul.deploy.spec import require_spec
+from ansible.module_utils.longhaul.deploy.startup import watch_start
+from ansible.module_utils.longhaul.engines.registry import get_engine
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.results import to_jsonable
-from ansible.module_utils.longhaul.runtimes import watched
-from ansible.module_utils.longhaul.spec import require_spec
-from ansible.module_utils.longhaul.startup import watch_start
 from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
 
 

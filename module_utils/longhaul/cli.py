@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import __version__
 from .errors import UserError
+from .version import __version__
 
 COMMANDS = {
     "plan": "predict what an engine will hold on given GPUs, before it starts",

@@ -11,7 +11,7 @@ from ansible.plugins.action import ActionBase
 # Imported once, by the process from which Ansible forks the workers.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "module_utils"))
 
-from longhaul.preflight import as_result, run_checks
+from longhaul.deploy.preflight import as_result, run_checks
 
 
 class ActionModule(ActionBase):

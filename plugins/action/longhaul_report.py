@@ -13,8 +13,9 @@ from ansible.utils.display import Display
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "module_utils"))
 
 from longhaul.errors import UserError
-from longhaul.report import load_run_dir, summary_table, write_reports
+from longhaul.report.files import load_run_dir, write_reports
 from longhaul.report.latest import point_latest, resolve_run
+from longhaul.report.tables import summary_table
 
 
 class ActionModule(ActionBase):

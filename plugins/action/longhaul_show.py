@@ -11,7 +11,7 @@ from ansible.utils.display import Display
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "module_utils"))
 
-from longhaul.status import status_table
+from longhaul.deploy.status import status_table
 
 
 class ActionModule(ActionBase):

@@ -85,7 +85,7 @@ class Registry:
 
 def needles(engine: str) -> tuple[str, ...]:
     """Every text of the engine's own that the adapter relies on: phases, failures, metrics."""
-    module = importlib.import_module(f"longhaul.engines.{engine}")
+    module = importlib.import_module(f"longhaul.engines.{engine}.adapter")
     marks = [m.needle for m in (*module.PHASES, *module.ENGINE_FAILURES)]
     names = [n.removesuffix("_total") for n in vars(module.METRICS).values() if isinstance(n, str)]
     return tuple(sorted({n.removeprefix("ValueError: ").removeprefix("RuntimeError: ") for n in (*marks, *names)}))

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from longhaul.architecture import load_architecture
-from longhaul.capacity import Plan, PlanSettings, compare_with_engine, plan_capacity
-from longhaul.capacity_rules import Release
-from longhaul.engines import get_engine
+from longhaul.capacity.plan import Plan, PlanSettings, compare_with_engine, plan_capacity
 from longhaul.engines.base import EngineCapacity
-from longhaul.hardware import get_gpu
+from longhaul.engines.registry import get_engine
+from longhaul.engines.rules import Release
+from longhaul.models.architecture import load_architecture
+from longhaul.physics.hardware import get_gpu
 
 pytestmark = pytest.mark.engine
 

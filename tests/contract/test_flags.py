@@ -15,11 +15,11 @@ import pytest
 from contract.flag_sources import BOUNDARY, VERSIONS, Registry, SourceUnavailable, names_of, registry
 from hypothesis import given
 from hypothesis import strategies as st
-from longhaul.engines import get_engine
 from longhaul.engines.base import EngineSettings, Phase, Version
-from longhaul.engines.sglang import API_KEY_ENV
-from longhaul.engines.sglang import ENGINE_FAILURES as SGLANG_FAILURES
-from longhaul.engines.vllm import ENGINE_FAILURES as VLLM_FAILURES
+from longhaul.engines.registry import get_engine
+from longhaul.engines.sglang.adapter import API_KEY_ENV
+from longhaul.engines.sglang.adapter import ENGINE_FAILURES as SGLANG_FAILURES
+from longhaul.engines.vllm.adapter import ENGINE_FAILURES as VLLM_FAILURES
 from longhaul.errors import UserError
 
 CHOSEN = VERSIONS if os.environ.get("LONGHAUL_CONTRACT_ALL") == "1" else BOUNDARY

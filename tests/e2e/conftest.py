@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from longhaul.layout import Layout
-from longhaul.supervisor import Supervisor
+from longhaul.deploy.layout import Layout
+from longhaul.deploy.runtimes.process import Supervisor
 from support.engine import CACHE, engine_python
 from support.runner import Outcome, run_playbook
 

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from longhaul.bundle import canonical, common_locks
-from longhaul.environments import parse_lock
+from longhaul.bundle.wheelhouse import canonical, common_locks
+from longhaul.deploy.environments import parse_lock
 from support.engine import CACHE, LOCK, TORCH_INDEX
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine]

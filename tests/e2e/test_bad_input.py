@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 import yaml
-from longhaul.layout import Layout
-from longhaul.spec import render_spec, settings_from, store_spec
+from longhaul.deploy.layout import Layout
+from longhaul.deploy.spec import render_spec, settings_from, store_spec
 from standin.fixture import StandIn
 from support.runner import Outcome, run_playbook
 

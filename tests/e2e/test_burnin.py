@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
-from longhaul.burnin_host import all_reduce
+from longhaul.burnin.host import all_reduce
+from longhaul.deploy.runtimes.process import Supervisor
+from longhaul.deploy.runtimes.registry import healthy
+from longhaul.deploy.spec import load_spec
 from longhaul.results import Verdict, load_run
-from longhaul.runtimes import healthy
-from longhaul.spec import load_spec
-from longhaul.supervisor import Supervisor
 from support.engine import engine_python
 from support.hub import command_lines
 from support.runner import Outcome, run_playbook

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from longhaul.layout import Layout
+from longhaul.deploy.layout import Layout
+from longhaul.deploy.runtimes.process import Supervisor
+from longhaul.deploy.spec import render_spec, settings_from, store_spec
+from longhaul.deploy.startup import http_status
 from longhaul.results import Verdict, load_run
-from longhaul.spec import render_spec, settings_from, store_spec
-from longhaul.startup import http_status
-from longhaul.supervisor import Supervisor
 from support.environments import client_env, supervisor_env
 from support.runner import run_playbook
 from unit.test_validate import NCCL_FULL, dying_words

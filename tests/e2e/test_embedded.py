@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from longhaul.deploy.runtimes.process import Supervisor
 from longhaul.results import RunResult, Verdict, load_run
-from longhaul.supervisor import Supervisor
-from longhaul.validate import Point, ValidateConfig, validate
+from longhaul.validate.run import Point, ValidateConfig, validate
 
 from e2e.conftest import LADDER, Deployment
 

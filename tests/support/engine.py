@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from longhaul.environments import build_environment, is_built, parse_lock
+from longhaul.deploy.environments import build_environment, is_built, parse_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache"

@@ -6,7 +6,7 @@ import fcntl
 import sys
 from pathlib import Path
 
-from longhaul.environments import build_environment, is_built, parse_lock
+from longhaul.deploy.environments import build_environment, is_built, parse_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache"

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longhaul.environments import is_built, parse_lock
+from longhaul.deploy.environments import is_built, parse_lock
 
 from testbed.bed import CACHE, PYTHON_PACKAGES, REPO, Bed, BedError, _locked, _rootfs
 

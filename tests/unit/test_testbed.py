@@ -6,13 +6,11 @@ import itertools
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 from testbed import fixtures
 from testbed.bed import FIRST_PORT, PORTS_PER_SLOT, SLOTS, BedError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_skip_names_its_reason() -> None:

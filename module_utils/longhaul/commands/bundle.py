@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from ..bundle import (
+from ..bundle.wheelhouse import (
     COMPRESSIONS,
     Manifest,
     Target,

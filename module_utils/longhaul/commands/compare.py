@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..report import compare_runs, load_run_dir, pair_runs, write_atomically
-from ..report.compare import RENDERERS, RULE
+from ..report.compare import RENDERERS, RULE, compare_runs, pair_runs
+from ..report.files import load_run_dir, write_atomically
 
 NAME = "compare"
 HELP = "two runs side by side; says which differences exceed noise"

@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from ..corpus import (
+from ..errors import UserError
+from ..prompts.corpus import (
     BuildProgress,
     CorpusMeta,
     default_cache_dir,
@@ -16,7 +17,6 @@ from ..corpus import (
     read_meta,
     recommended_tokens,
 )
-from ..errors import UserError
 
 NAME = "corpus"
 HELP = "build or inspect the token corpus that prompts are cut from"

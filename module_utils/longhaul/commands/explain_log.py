@@ -7,9 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-from ..engines import ENGINES
+from ..engines.explain import adapter_for, as_text, explain
+from ..engines.registry import ENGINES
 from ..errors import UserError
-from ..logs import adapter_for, as_text, explain
 from ..results import to_jsonable
 
 NAME = "explain-log"

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from ..architecture import ModelArchitecture, load_architecture
-from ..capacity import (
+from ..capacity.plan import (
     Plan,
     PlanSettings,
     check_plan,
@@ -20,9 +19,10 @@ from ..capacity import (
     plan_capacity,
     requests_that_fit,
 )
-from ..capacity_rules import Release
+from ..engines.rules import Release
 from ..errors import UserError
-from ..hardware import GIB, GPUS, Gpu, get_gpu
+from ..models.architecture import ModelArchitecture, load_architecture
+from ..physics.hardware import GIB, GPUS, Gpu, get_gpu
 
 NAME = "plan"
 HELP = "predict what an engine will hold on given GPUs, before it starts"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..report import load_run_dir, summary_table, write_reports
+from ..report.files import load_run_dir, write_reports
+from ..report.tables import summary_table
 
 NAME = "report"
 HELP = "write report.html, report.md and junit.xml of a run"

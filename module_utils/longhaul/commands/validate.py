@@ -8,13 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-from ..architecture import ModelArchitecture, load_architecture
 from ..errors import UserError
-from ..hardware import Gpu, get_gpu
-from ..needles import DEFAULT_DEPTHS, KINDS
+from ..models.architecture import ModelArchitecture, load_architecture
+from ..physics.hardware import Gpu, get_gpu
+from ..prompts.needles import DEFAULT_DEPTHS, KINDS
 from ..results import EXIT_CODES, RunResult
-from ..validate import NeedleSettings, Point, Progress, ValidateConfig, validate
-from ..verdict import Limits
+from ..validate.run import NeedleSettings, Point, Progress, ValidateConfig, validate
+from ..validate.verdict import Limits
 
 NAME = "validate"
 HELP = "prove what a running server holds: exact, cold, within physics"

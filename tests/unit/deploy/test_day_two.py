@@ -14,19 +14,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from longhaul.endpoint_test import QuietProgress, config_from_options, cpu_name, points_from, progress_line
+from longhaul.capacity.gate import advice, choose_gpu, drift, drift_facts, gate, planned_facts
+from longhaul.deploy.endpoint_test import QuietProgress, config_from_options, cpu_name, points_from, progress_line
+from longhaul.deploy.layout import Layout
+from longhaul.deploy.spec import read_api_key, render_spec, settings_from, store_spec
+from longhaul.deploy.status import EndpointStatus, age, endpoint_status, log_tail, status_table
 from longhaul.engines.base import EngineSettings
 from longhaul.errors import UserError
 from longhaul.files import to_json, write_atomic
-from longhaul.gate import advice, choose_gpu, drift, drift_facts, gate, planned_facts
-from longhaul.hardware import DetectedGpu, get_gpu
-from longhaul.layout import Layout
-from longhaul.spec import read_api_key, render_spec, settings_from, store_spec
-from longhaul.status import EndpointStatus, age, endpoint_status, log_tail, status_table
-from longhaul.validate import Progress
+from longhaul.physics.hardware import DetectedGpu, get_gpu
+from longhaul.validate.run import Progress
 from standin.fixture import StandIn
+from support.paths import CONFIGS
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SMOL = json.loads((CONFIGS / "smollm2-135m.json").read_text(encoding="utf-8"))
 SCOUT = json.loads((CONFIGS / "llama-4-scout.json").read_text(encoding="utf-8"))
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from longhaul import environments
-from longhaul.environments import STAMP, build_environment, find_python, is_built, parse_lock, requirements_lock
+from longhaul.deploy import environments
+from longhaul.deploy.environments import STAMP, build_environment, find_python, is_built, parse_lock, requirements_lock
 from longhaul.errors import UserError
+from support.paths import ROOT
 
 HERE = (sys.version_info.major, sys.version_info.minor)
 BASE = getattr(sys, "_base_executable", sys.executable)
@@ -79,7 +80,7 @@ class TestLock:
             parse_lock("# nothing\n")
 
     def test_every_shipped_lock_reads(self) -> None:
-        root = Path(__file__).resolve().parents[3]
+        root = ROOT
         locks = sorted(root.glob("roles/*/files/**/*.lock"))
         assert len(locks) >= 3
         for path in locks:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from longhaul.deploy.hostfacts import deployed_facts, update_facts, validated_facts
+from longhaul.deploy.layout import Layout
+from longhaul.deploy.spec import render_spec, settings_from
 from longhaul.errors import UserError
-from longhaul.hostfacts import deployed_facts, update_facts, validated_facts
-from longhaul.layout import Layout
 from longhaul.results import RunResult, Verdict
-from longhaul.spec import render_spec, settings_from
 from unit.report import fixtures
 
 STARTED = {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from longhaul import progress
+from support.paths import ROOT
 
-PLUGINS = Path(__file__).resolve().parents[3] / "plugins" / "action"
+PLUGINS = ROOT / "plugins" / "action"
 
 
 def load(name: str) -> ModuleType:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from longhaul.deploy.ports import PortHolder, ancestors_of, command_of, port_holder, port_is_free
 from longhaul.errors import UserError
-from longhaul.ports import PortHolder, ancestors_of, command_of, port_holder, port_is_free
 
 EVERYWHERE = "0.0.0.0"
 

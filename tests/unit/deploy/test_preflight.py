@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from longhaul import preflight
+from longhaul.deploy import preflight
+from longhaul.deploy.layout import Layout
+from longhaul.deploy.model_store import check_model_dir, is_stored
+from longhaul.deploy.preflight import Finding
 from longhaul.errors import UserError
-from longhaul.layout import Layout
-from longhaul.models import check_model_dir, is_stored
-from longhaul.preflight import Finding
+from support.paths import ROOT
 
 SETTINGS = {
     "model_path": "/m",
@@ -264,7 +265,7 @@ class TestHost:
             assert "engine_container_shm_size" in finding.fix
 
     def test_the_filter_names_what_makes_an_endpoint(self) -> None:
-        place = Path(__file__).resolve().parents[3] / "plugins" / "filter" / "longhaul.py"
+        place = ROOT / "plugins" / "filter" / "longhaul.py"
         spec = importlib.util.spec_from_file_location("longhaul_filters", place)
         assert spec is not None
         assert spec.loader is not None
@@ -273,7 +274,7 @@ class TestHost:
         two = {"ansible_host": "gpu1", "longhaul_instance": "two", "engine_port": 8001}
         assert filters.longhaul_endpoint({"inventory_hostname": "b", **two}) == ["b", "gpu1:", "", "two", "8001"]
         # The role's own default: a name that says nothing of a port holds that one.
-        defaults = Path(__file__).resolve().parents[3] / "roles" / "engine" / "defaults" / "main.yml"
+        defaults = ROOT / "roles" / "engine" / "defaults" / "main.yml"
         assert "\nengine_port: 8000\n" in defaults.read_text(encoding="utf-8")
         assert filters.longhaul_endpoint({"inventory_hostname": "a", "ansible_connection": "local"})[1:] == [
             "localhost", "", "default", "8000",

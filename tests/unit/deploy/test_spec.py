@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from longhaul.deploy.layout import Layout
+from longhaul.deploy.rolling import proven
+from longhaul.deploy.spec import load_spec, render_spec, require_spec, restore_previous, settings_from, spec_id, store_spec
 from longhaul.engines.base import EngineSettings
 from longhaul.errors import UserError
-from longhaul.layout import Layout
-from longhaul.rolling import proven
-from longhaul.spec import load_spec, render_spec, require_spec, restore_previous, settings_from, spec_id, store_spec
 
 PLAIN = {"model_path": "/models/m", "served_model_name": "m", "context_tokens": 8192}
 PLAIN_ID = "1c49aaa82c01"

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from longhaul.engines import get_engine
-from longhaul.startup import (
+from longhaul.deploy.startup import (
     HEARTBEAT_S,
     LIFE,
     POLL_S,
@@ -24,9 +23,9 @@ from longhaul.startup import (
     served_models,
     watch_start,
 )
+from longhaul.engines.registry import get_engine
+from support.paths import LOGS, ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
-LOGS = Path(__file__).resolve().parents[1] / "engines" / "logs"
 VLLM = get_engine("vllm")
 
 

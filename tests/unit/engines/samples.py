@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from longhaul.engines.base import EngineSettings
-
-LOGS = Path(__file__).with_name("logs")
+from support.paths import LOGS
 
 
 def log(name: str) -> list[str]:

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from longhaul.cli import main
 from longhaul.errors import UserError
-from longhaul.report import compare_runs, pair_runs, render_compare_markdown, render_compare_text
-from longhaul.report.compare import noise_of
+from longhaul.report.compare import compare_runs, noise_of, pair_runs, render_compare_markdown, render_compare_text
 from longhaul.results import PointResult, RunResult, Stats, Verdict, dump_run
 from unit.report import fixtures
 

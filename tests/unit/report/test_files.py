@@ -12,19 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from longhaul.cli import main
 from longhaul.errors import UserError
-from longhaul.report import (
-    compare_runs,
-    load_run_dir,
-    render_compare_html,
-    render_compare_markdown,
-    render_compare_text,
-    render_html,
-    render_junit,
-    render_markdown,
-    render_prometheus,
-    summary_table,
-    write_reports,
-)
+from longhaul.report.compare import compare_runs, render_compare_html, render_compare_markdown, render_compare_text
+from longhaul.report.files import load_run_dir, write_reports
+from longhaul.report.html import render_html
+from longhaul.report.junit import render_junit
+from longhaul.report.markdown import render_markdown
+from longhaul.report.prometheus import render_prometheus
+from longhaul.report.tables import summary_table
 from longhaul.results import (
     CapacityFacts,
     Counters,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 import pytest
 from longhaul import results
+from support.paths import ROOT
 
-DOC = (Path(__file__).parents[3] / "docs" / "results-schema.md").read_text(encoding="utf-8")
+DOC = (ROOT / "docs" / "results-schema.md").read_text(encoding="utf-8")
 CLASSES = {n: c for n, c in vars(results).items() if isinstance(c, type) and dataclasses.is_dataclass(c)}
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", DOC, re.S | re.M))
 

@@ -1,0 +1,247 @@
+"""From a deployed spec and an operator's options to a validation run: what the Ansible module calls.
+
+Gathers what only the host knows (GPU, driver, memory, the engine's own capacity figures) and hands everything to
+:func:`longhaul.validate.validate`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import read_json
+from ..models.architecture import ModelArchitecture, load_architecture
+from ..physics.hardware import GIB, DetectedGpu, Gpu, detect_gpus, get_gpu
+from ..prompts.needles import KINDS
+from ..results import CapacityFacts, RunResult, from_jsonable
+from ..validate.run import NeedleSettings, Point, Progress, ValidateConfig, validate
+from ..validate.verdict import Limits
+from .layout import Layout
+from .runtimes.registry import log_from_now
+from .spec import read_api_key
+
+
+def run_endpoint_test(
+    spec: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    name: str,
+    run_id: str,
+    out_dir: str,
+    cache_dir: str,
+    url: str | None,
+    api_key_file: str | None,
+    remote: bool,
+    layout: Layout | None,
+    on_progress: Callable[[Progress], None],
+) -> RunResult:
+    """Validate the endpoint that ``spec`` describes. ``remote``: we are not on the server's machine."""
+    facts = (read_json(layout.facts_file) if layout else None) or {}
+    # Another address may be another server: its end says nothing of the engine that is deployed here.
+    ours = layout is not None and not remote and (url or spec["url"]).rstrip("/") == str(spec["url"]).rstrip("/")
+    return validate(
+        config_from_options(
+            spec,
+            options,
+            facts,
+            name=name,
+            run_id=run_id,
+            out_dir=Path(out_dir),
+            cache_dir=Path(cache_dir),
+            url=url,
+            api_key=read_api_key(spec, api_key_file, remote),
+            remote=remote,
+        ),
+        on_progress,
+        log_from_now(layout, spec) if layout is not None and ours else None,
+    )
+
+
+def config_from_options(
+    spec: Mapping[str, Any],
+    options: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    *,
+    name: str,
+    run_id: str,
+    out_dir: Path,
+    cache_dir: Path,
+    url: str | None,
+    api_key: str | None,
+    remote: bool,
+) -> ValidateConfig:
+    """Options as the role passes them (strings allowed, ``None`` and "" mean: not set) -> ValidateConfig."""
+    settings = spec["settings"]
+    model_dir = Path(settings["model_path"])
+    architecture = _architecture(model_dir)
+    detected = () if remote else detect_gpus()
+    on_cpu = settings["device"] == "cpu"
+    gpus = int(settings["tensor_parallel"]) * int(settings["pipeline_parallel"])
+    gpu = _gpu(str(options.get("gpu") or ""), detected)
+    tokenizer = Path(options["tokenizer_dir"]) if options.get("tokenizer_dir") else model_dir
+    capacity = facts.get("capacity")
+    limits = {k: _number(f"context_test limit {k}", v) for k, v in (options.get("limits") or {}).items() if v not in (None, "")}
+    kinds = tuple(options.get("needle_kinds") or ("multi",))
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(f"needle kind {kind!r}", "one of " + ", ".join(KINDS), "set context_test_needle_kinds")
+    return ValidateConfig(
+        url=url or str(spec["url"]),
+        engine=str(spec["engine"]),
+        engine_version=str(spec["version"]),
+        model=str(settings["served_model_name"]),
+        host=name,
+        out_dir=out_dir,
+        run_id=run_id,
+        points=points_from(options),
+        context_tokens=int(settings["context_tokens"]),
+        tokenizer_dir=tokenizer if (tokenizer / "tokenizer.json").exists() else None,
+        vocab_size=architecture.vocab_size if architecture else None,
+        corpus_dir=cache_dir,
+        corpus_source=Path(options["corpus"]) if options.get("corpus") else None,
+        seed=None if options.get("seed") in (None, "") else int(options["seed"]),
+        repeats=int(options.get("repeats") or 1),
+        attempts=ValidateConfig.attempts if options.get("attempts") is None else int(options["attempts"]),
+        warmup=bool(options.get("warmup", True)),
+        mode=str(options.get("mode") or "cold"),
+        transport=str(options.get("transport") or "ids"),
+        api_key=api_key,
+        limits=Limits(**limits),
+        budget_s=None if options.get("budget_s") in (None, "") else _number("context_test_budget_s", options["budget_s"]),
+        architecture=architecture,
+        hardware=(gpu, gpus) if gpu else None,
+        calibrate=on_cpu and not remote,
+        calibrate_python=str(spec["argv"][0]) if on_cpu and not remote and spec["runtime"] == "process" else None,
+        weights_dtype=settings.get("quantization") or (None if settings["dtype"] == "auto" else settings["dtype"]),
+        kv_dtype=str(settings["kv_cache_dtype"]),
+        kv_cache_tokens=_pool_tokens(facts),
+        max_running=settings.get("max_num_seqs"),
+        needles=NeedleSettings(
+            enabled=bool(options.get("needles")),
+            kinds=kinds,
+            depths=tuple(float(d) for d in options.get("needle_depths") or NeedleSettings().depths),
+            dummy_weights=settings["load_format"] == "dummy",
+        ),
+        capacity=from_jsonable(CapacityFacts, capacity) if capacity else None,
+        baseline=_baseline(options.get("baseline")),
+        environment=environment(spec, detected, remote),
+        cache_salt=bool(options.get("cache_salt", True)),
+        flush=bool(options.get("flush", True)),
+        proxy=options.get("proxy") or None,
+    )
+
+
+def points_from(options: Mapping[str, Any]) -> tuple[Point, ...]:
+    """The ladder: every length with every concurrency, shortest first, then the points of their own. No point twice."""
+    output = int(options.get("output_tokens") or 200)
+    points = [
+        Point(int(length), output, int(concurrency))
+        for concurrency in options.get("concurrency") or [1]
+        for length in sorted(int(n) for n in options.get("ladder_tokens") or [])
+    ]
+    for row in options.get("points") or []:
+        try:
+            points.append(Point(int(row["input_tokens"]), int(row.get("output_tokens", output)), int(row.get("concurrency", 1))))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise UserError(
+                f"context_test_points entry {row!r}", "input_tokens, output_tokens, concurrency", "correct it"
+            ) from exc
+    return tuple(dict.fromkeys(points))
+
+
+def environment(spec: Mapping[str, Any], detected: Sequence[DetectedGpu], remote: bool) -> dict[str, Any]:
+    """What a reader needs to place the figures. No secret, no path of the engine's key."""
+    settings = spec["settings"]
+    return {
+        "spec_id": spec["spec_id"],
+        "runtime": spec["runtime"],
+        "settings": {k: v for k, v in settings.items() if k not in ("api_key_file", "extra_env")},
+        "argv": list(spec["argv"]),
+        "gpus": [{"index": g.index, "name": g.name, "memory_gib": round(g.memory_bytes / GIB, 2)} for g in detected],
+        "cpu": None if remote else cpu_name(),
+        "cpus": None if remote else os.cpu_count(),
+        "kernel": None if remote else platform.release(),
+        "measured_from": "controller" if remote else "host",
+    }
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """The processor's model name."""
+    try:
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return None
+
+
+def progress_line(step: Progress) -> str:
+    """One progress event as one line for people."""
+    parts = [f"[{step.elapsed_s:6.1f} s] {step.stage}"]
+    if step.point_id:
+        parts.append(step.point_id)
+    parts.append(step.message)
+    if step.kv_usage is not None:
+        parts.append(f"KV {100 * step.kv_usage:.0f}%")
+    if step.left_s:
+        parts.append(f"about {step.left_s:.0f} s left")
+    return "  ".join(p for p in parts if p)
+
+
+class QuietProgress:
+    """Passes on every event of a run but thins out the running ones: a line when a request ends, else every ten seconds."""
+
+    EVERY_S = 10.0
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._last, _ = say, -self.EVERY_S, None
+        self._done: tuple[str | None, int] = (None, -1)
+
+    def __call__(self, step: Progress) -> None:
+        """One event."""
+        if step.stage == "running":
+            news = (step.point_id, step.done)
+            if news == self._done and step.elapsed_s - self._last < self.EVERY_S:
+                return
+            self._done, self._last = news, step.elapsed_s
+        self._say(progress_line(step))
+
+
+def _architecture(model_dir: Path) -> ModelArchitecture | None:
+    if not (model_dir / "config.json").exists():
+        return None
+    try:
+        return load_architecture(model_dir)
+    except UserError:
+        # A model we cannot read has no floor; the run says so (peaks unknown), it does not fail.
+        return None
+
+
+def _gpu(name: str, detected: Sequence[DetectedGpu]) -> Gpu | None:
+    if name:
+        return get_gpu(name)
+    return next((g.gpu for g in detected if g.gpu is not None), None)
+
+
+def _pool_tokens(facts: Mapping[str, Any]) -> int | None:
+    start = (facts.get("deployed") or {}).get("start") or {}
+    return ((start.get("capacity") or {}).get("kv_cache_tokens")) or None
+
+
+def _baseline(text: Any) -> Path | None:
+    if not text:
+        return None
+    path = Path(str(text))
+    return path / "run.json" if path.is_dir() else path
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as exc:
+        raise UserError(f"{name} {value!r}", "a number", f"set {name}") from exc

@@ -1,0 +1,252 @@
+"""Virtual environments from pinned locks: the process runtime's engine, supervisord, the test client.
+
+A lock is a pip requirements file with every package pinned, installed with ``--no-deps``. Its header may say which
+Python it is for (``# python: 3.11``). Packages with a local version (``torch==2.13.0+cpu``) may come from an extra index;
+only they are looked for there, so that an unreachable extra index costs one time-out, not one a package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError
+from ..files import require_free, write_atomic
+
+STAMP = "longhaul-environment.json"
+LOCK_PYTHON = re.compile(r"^#\s*python:\s*(\d+)\.(\d+)\s*$", re.MULTILINE)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A parsed lock: requirement lines, and the Python it was made for (``None``: any that is new enough)."""
+
+    requirements: tuple[str, ...]
+    python: tuple[int, int] | None
+    sha256: str
+    pinned: bool = True
+
+    @property
+    def from_extra_index(self) -> tuple[str, ...]:
+        """Lines that only an extra index (or local wheels) can serve: those with a local version."""
+        return tuple(r for r in self.requirements if "+" in r.partition("==")[2])
+
+
+def parse_lock(text: str) -> Lock:
+    """Read a lock. UserError for a line that is not pinned."""
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#"))
+    for line in lines:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+(\[[A-Za-z0-9,._-]+\])?==[A-Za-z0-9.+!_-]+", line):
+            raise UserError(f"lock line {line!r}", "name==version", "pin it, or use engine_requirements for unpinned installs")
+    if not lines:
+        raise UserError("an empty lock", "at least one name==version line", "check engine_lock_file")
+    match = LOCK_PYTHON.search(text)
+    digest = hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+    return Lock(lines, (int(match[1]), int(match[2])) if match else None, digest)
+
+
+def requirements_lock(requirements: Sequence[str]) -> Lock:
+    """Unpinned requirements, resolved by pip with their dependencies: for versions we ship no lock of."""
+    lines = tuple(requirements)
+    return Lock(lines, None, hashlib.sha256("\n".join(lines).encode()).hexdigest(), pinned=False)
+
+
+def python_version(path: str) -> tuple[int, int] | None:
+    """(major, minor) of an interpreter that really runs and can make environments; ``None`` otherwise (shims often fail)."""
+    found = _probe(path)
+    return found[0] if found else None
+
+
+def _probe(path: str) -> tuple[tuple[int, int], str] | None:
+    # The base executable: an environment made from an environment would die with it.
+    program = "import sys, venv; print(*sys.version_info[:2], getattr(sys, '_base_executable', sys.executable))"
+    try:
+        found = subprocess.run([path, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    words = found.stdout.split(maxsplit=2)
+    if found.returncode != 0 or len(words) != 3:
+        return None
+    return (int(words[0]), int(words[1])), words[2].strip()
+
+
+def _on_path(name: str) -> list[str]:
+    # All of PATH, not only the first: a shim that does not run may hide the interpreter behind it.
+    if name.startswith("/"):
+        return [name]
+    folders = os.get_exec_path()
+    return list(dict.fromkeys(f for folder in folders if (f := shutil.which(name, path=folder)) is not None))
+
+
+def find_python(candidates: Sequence[str], exact: tuple[int, int] | None, least: tuple[int, int] = (3, 10)) -> str:
+    """The base interpreter of the first candidate that runs and fits. UserError lists what was tried."""
+    return _choose(candidates, exact, least, pip=True)[1]
+
+
+def _choose(
+    candidates: Sequence[str], exact: tuple[int, int] | None, least: tuple[int, int] = (3, 10), *, pip: bool
+) -> tuple[str, str]:
+    """(candidate as found, its base interpreter). ``pip``: it must be able to bring pip into an environment by itself."""
+    tried: list[str] = []
+    for path in (found for name in candidates for found in _on_path(name)):
+        probed = _probe(path)
+        version = probed[0] if probed else None
+        fits = version is not None and (version == exact if exact else version >= least)
+        if probed and fits and (not pip or has_ensurepip(probed[1])):
+            return path, probed[1]
+        said = ".".join(map(str, version)) if version else "does not run, or lacks venv"
+        tried.append(f"{path} ({said}{', lacks ensurepip' if fits else ''})")
+    need = f"Python {exact[0]}.{exact[1]}" if exact else f"Python {least[0]}.{least[1]} or newer"
+    raise UserError(
+        "; ".join(tried) or "no Python among " + ", ".join(candidates),
+        f"{need} with venv and ensurepip on the host",
+        f"install python{exact[0]}.{exact[1]} and its venv package" if exact else "install python3 and python3-venv, or name one",
+    )
+
+
+def has_ensurepip(python: str) -> bool:
+    """Can this interpreter put pip into a new environment by itself? Debian's cannot without its venv package."""
+    return subprocess.run([python, "-c", "import ensurepip"], capture_output=True, timeout=30, check=False).returncode == 0
+
+
+def package_folders(python: str) -> tuple[str, ...]:
+    """Where an interpreter that lives in a virtual environment finds its packages; empty for a plain interpreter.
+
+    ``--system-site-packages`` shows the base interpreter's packages only. GPU images often keep torch in an environment of
+    their own, and those packages are the ones meant.
+    """
+    program = (
+        "import sys; print(*[p for p in sys.path if p.endswith('-packages')] if sys.prefix != sys.base_prefix else [], sep='\\n')"
+    )
+    found = subprocess.run([python, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    return tuple(line for line in found.stdout.splitlines() if line) if found.returncode == 0 else ()
+
+
+def find_pip_wheel(wheelhouse: str | None) -> Path | None:
+    """The newest pip in a wheelhouse: a wheel that Python can run as it is."""
+    found = (
+        sorted(Path(wheelhouse).glob("pip-*.whl"), key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)])
+        if wheelhouse
+        else []
+    )
+    return found[-1] if found else None
+
+
+def is_built(path: Path, lock: Lock) -> bool:
+    """Is the environment complete and made from this lock? The stamp is written last."""
+    try:
+        stamp = json.loads((path / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(stamp.get("lock_sha256") == lock.sha256) and (path / "bin" / "python").exists()
+
+
+def build_environment(
+    path: Path,
+    lock: Lock,
+    candidates: Sequence[str],
+    *,
+    say: Say,
+    extra_index_urls: Sequence[str] = (),
+    wheelhouse: str | None = None,
+    system_site_packages: bool = False,
+    needed_bytes: int = 0,
+    pip_timeout_s: int = 60,
+) -> str:
+    """Make ``path`` an environment that holds exactly the lock. Returns the base interpreter used.
+
+    A half-made environment (no stamp) is thrown away first. ``wheelhouse``: a folder of wheels; pip then asks no index.
+    """
+    pip_wheel = find_pip_wheel(wheelhouse)
+    candidate, base = _choose(candidates, lock.python, pip=pip_wheel is None)
+    if needed_bytes:
+        require_free(
+            path, needed_bytes, f"the environment {path.name}", "free space, or set longhaul_home to a larger file system"
+        )
+    if wheelhouse and not Path(wheelhouse).is_dir():
+        raise UserError(f"no folder {wheelhouse}", "a wheelhouse with the lock's wheels", "set engine_wheelhouse, or build one")
+    if path.exists():
+        shutil.rmtree(path)
+    say(f"installing: making {path.name} with {base}")
+    borrowed = package_folders(candidate) if system_site_packages else ()
+    command = [base, "-m", "venv"]
+    command += ["--system-site-packages"] if system_site_packages and not borrowed else []
+    command += ["--without-pip"] if pip_wheel else []
+    _run([*command, str(path)], "python -m venv", say=None)
+    python = str(path / "bin" / "python")
+    if borrowed:
+        _borrow(path, python, borrowed)
+    pip = [python, *([f"{pip_wheel}/pip"] if pip_wheel else ["-m", "pip"])]
+    pip += ["install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    pip += ["--timeout", str(pip_timeout_s)]
+    if lock.pinned:
+        pip.append("--no-deps")
+    if wheelhouse:
+        pip += ["--no-index", "--find-links", wheelhouse]
+    special = lock.from_extra_index
+    plain = [r for r in lock.requirements if r not in special]
+    total = len(lock.requirements)
+    if special:
+        extra = [] if wheelhouse else [w for url in extra_index_urls for w in ("--extra-index-url", url)]
+        say(f"installing: {', '.join(special)}")
+        _run([*pip, *extra, *special], f"pip install {' '.join(special)}", say=None, required_from=extra_index_urls)
+    if plain:
+        counter = _PipCounter(say, total)
+        _run([*pip, *plain], "pip install", say=counter)
+    stamp = {"lock_sha256": lock.sha256, "packages": total, "python": base}
+    write_atomic(path / STAMP, json.dumps(stamp, indent=1) + "\n")
+    say(f"installing: {path.name} complete, {total} packages")
+    return base
+
+
+def _borrow(path: Path, python: str, folders: Sequence[str]) -> None:
+    """Let the environment see ``folders`` after its own packages, with what their .pth files add."""
+    program = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    own = subprocess.run([python, "-c", program], capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    lines = [f"import site; site.addsitedir({folder!r})" for folder in folders]
+    write_atomic(Path(own) / "longhaul-borrowed.pth", "\n".join(lines) + "\n")
+
+
+class _PipCounter:
+    """Turns pip's own lines into one progress line every ten packages."""
+
+    def __init__(self, say: Say, total: int) -> None:
+        self._say, self._total, self._seen = say, total, 0
+
+    def __call__(self, line: str) -> None:
+        if line.startswith("Collecting "):
+            self._seen += 1
+            if self._seen % 10 == 0:
+                self._say(f"installing: fetched {self._seen}/{self._total} packages")
+        elif line.startswith("Installing collected packages"):
+            self._say(f"installing: unpacking {self._total} packages")
+
+
+def _run(command: Sequence[str], what: str, *, say: Say | None, required_from: Sequence[str] = ()) -> None:
+    tail: list[str] = []
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    if process.stdout is None:
+        raise RuntimeError("no pipe")
+    with process.stdout as out:
+        for raw in out:
+            line = raw.rstrip()
+            if say:
+                say(line)
+            if line and not line.startswith("WARNING"):
+                tail = [*tail[-20:], line]
+    if process.wait() != 0:
+        errors = [x for x in tail if "ERROR" in x or "error:" in x] or tail[-1:] or ["no output"]
+        if any("No space left" in x for x in tail):
+            raise UserError("no space left on the device", f"room for {what}", "free space, or set longhaul_home elsewhere")
+        where = ", ".join(required_from) or "the package index or wheelhouse"
+        raise UserError(
+            f"{what} failed: {errors[-1]}", f"every package of the lock from {where}", "check the index, proxy or wheelhouse"
+        )

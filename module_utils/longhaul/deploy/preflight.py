@@ -1,0 +1,367 @@
+"""Refuse early: every input that a person can get wrong, found before anything changes.
+
+Two layers: the variables alone (no host needed), then the host. Each check is a pure function of its options; each finding
+says what was found, what is required, and the fix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..engines.base import Version
+from ..engines.registry import ENGINES
+from ..errors import UserError
+from ..files import free_bytes
+from .layout import DEFAULT_INSTANCE, Layout, layout
+from .model_store import SOURCES, check_model_dir
+from .ports import ancestors_of, port_holder, port_is_free
+from .runtimes.container import size_bytes
+from .runtimes.process import Supervisor
+from .spec import load_spec, settings_from
+
+RUNTIMES = ("process", "docker")
+LEAST_PYTHON = (3, 10)
+# vLLM's message queue between its processes: ten chunks of VLLM_MQ_MAX_CHUNK_BYTES_MB=16 and what describes them
+# (vllm/distributed/device_communicators/shm_broadcast.py). Since 0.27.0 it looks first, and dies where they do not fit; [run: 0.32.0].
+VLLM_RING_BYTES = 161 * 2**20
+VLLM_CHECKS_SHM = Version.parse("0.27.0")
+# Docker's own 64 MiB are known to be too little for NCCL between the GPUs of a host.
+NCCL_SHM_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong (``refuse``) or doubtful (``warn``)."""
+
+    found: str
+    required: str
+    fix: str
+    severity: str = "refuse"
+
+    def __str__(self) -> str:
+        return f"found: {self.found} | required: {self.required} | fix: {self.fix}"
+
+    @classmethod
+    def of(cls, error: UserError) -> Finding:
+        """A UserError as a finding."""
+        return cls(error.found, error.required, error.fix)
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int | Finding:
+    """``value`` as an integer of at least ``least``. Strings of digits count; booleans, fractions and suffixes do not.
+
+    Nor do more than 18 digits: nothing counted here comes near, and a slip of the hand should be named as such.
+    """
+    text = str(value)
+    if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < least:
+        kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        return Finding(f"{name} {value!r}", f"{kind} (tokens are plain integers: 2097152, not 2M)", f"set {name}")
+    return int(text)
+
+
+def check_engine(options: Mapping[str, Any]) -> list[Finding]:
+    """Engine, version, runtime, sizes and settings; ``settings`` as for the spec. No host needed."""
+    findings: list[Finding] = []
+    if options.get("name") not in ENGINES:
+        findings.append(Finding(f"engine_name {options.get('name')!r}", "one of " + ", ".join(ENGINES), "set engine_name"))
+    if options.get("runtime") not in RUNTIMES:
+        findings.append(
+            Finding(f"engine_runtime {options.get('runtime')!r}", "one of " + ", ".join(RUNTIMES), "set engine_runtime")
+        )
+    try:
+        version = Version.parse(str(options.get("version") or ""))
+    except UserError as error:
+        findings.append(Finding.of(error))
+        version = None
+    settings = dict(options.get("settings") or {})
+    numbers_ok = True
+    for name in ("context_tokens", "port", "tensor_parallel", "pipeline_parallel"):
+        number = whole_number(f"engine_{name}", settings.get(name))
+        if isinstance(number, Finding):
+            findings.append(number)
+            numbers_ok = False
+        elif name == "port" and number > 65535:
+            findings.append(Finding(f"engine_port {number}", "1 to 65535", "set engine_port"))
+    utilization = settings.get("gpu_memory_utilization")
+    if utilization is not None and not _between(utilization, 0.05, 1.0):
+        findings.append(
+            Finding(
+                f"engine_gpu_memory_utilization {utilization!r}",
+                "a fraction from 0.05 to 1.0",
+                "set engine_gpu_memory_utilization",
+            )
+        )
+        numbers_ok = False
+    if version is not None and numbers_ok and options.get("name") in ENGINES:
+        try:
+            ENGINES[str(options["name"])].launch(settings_from(settings), version)
+        except UserError as error:
+            findings.append(Finding.of(error))
+    return findings
+
+
+def check_model_store(options: Mapping[str, Any]) -> list[Finding]:
+    """Source, and what each source needs. No host needed."""
+    source = options.get("source")
+    if source not in SOURCES:
+        return [Finding(f"model_store_source {source!r}", "one of " + ", ".join(SOURCES), "set model_store_source")]
+    needed = {"path": "path", "hub": "hub_repo", "dummy": "dummy"}.get(str(source))
+    if needed and not options.get(needed):
+        return [
+            Finding(f"model_store_{needed} empty", f"a value, since model_store_source is {source}", f"set model_store_{needed}")
+        ]
+    if source == "path" and not str(options["path"]).startswith("/"):
+        return [Finding(f"model_store_path {options['path']!r}", "an absolute path on the host", "set model_store_path")]
+    if source == "hub" and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(options["hub_repo"])):
+        return [Finding(f"model_store_hub_repo {options['hub_repo']!r}", "owner/name", "set model_store_hub_repo")]
+    return []
+
+
+def check_ladder(options: Mapping[str, Any]) -> list[Finding]:
+    """The validation ladder against the context: the deployed server's where one is known, else the variable's. No host needed."""
+    findings: list[Finding] = []
+    deployed = options.get("deployed_context_tokens")
+    context = options.get("context_tokens") if deployed is None else deployed
+    whose, raised = ("", "raise") if deployed is None else (" that is deployed", "deploy with a larger")
+    output = whole_number("context_test_output_tokens", options.get("output_tokens"))
+    if isinstance(output, Finding):
+        findings.append(output)
+    for name in ("ladder_tokens", "concurrency"):
+        values = options.get(name)
+        if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+            findings.append(Finding(f"context_test_{name} {values!r}", "a list of positive integers", f"set context_test_{name}"))
+            continue
+        for value in values:
+            number = whole_number(f"context_test_{name} entry", value)
+            if isinstance(number, Finding):
+                findings.append(number)
+            elif name == "ladder_tokens" and not isinstance(output, Finding) and context is not None:
+                limit = whole_number("engine_context_tokens", context)
+                if not isinstance(limit, Finding) and number + output > limit:
+                    findings.append(
+                        Finding(
+                            f"ladder point {number} + {output} output = {number + output} tokens",
+                            f"at most the context of {limit}{whose}",
+                            f"lower context_test_ladder_tokens or context_test_output_tokens, or {raised} engine_context_tokens",
+                        )
+                    )
+    return findings
+
+
+def check_positions(context_tokens: int, config: Mapping[str, Any] | None, where: str) -> list[Finding]:
+    """The context against the positions that the model's config.json allows."""
+    if config is None:
+        return []
+    text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else config
+    positions = (text or {}).get("max_position_embeddings")
+    if isinstance(positions, int) and context_tokens > positions:
+        return [
+            Finding(
+                f"engine_context_tokens {context_tokens}",
+                f"at most {positions}, the positions of the model in {where}",
+                f"set engine_context_tokens to {positions} or less",
+            )
+        ]
+    return []
+
+
+def check_host_python(version: tuple[int, int] | None = None) -> list[Finding]:
+    """The interpreter that Ansible uses on the host."""
+    version = version or (sys.version_info.major, sys.version_info.minor)
+    if version < LEAST_PYTHON:
+        return [
+            Finding(
+                f"Python {version[0]}.{version[1]} on the host",
+                f"Python {LEAST_PYTHON[0]}.{LEAST_PYTHON[1]} or newer",
+                "install a newer python3 and set ansible_python_interpreter",
+            )
+        ]
+    return []
+
+
+def check_home(where: Layout, needed_bytes: int) -> list[Finding]:
+    """May this user write the home, and is there room? Creates nothing."""
+    probe = where.home
+    while not probe.exists() and probe != probe.parent:
+        probe = probe.parent
+    if not probe.is_dir() or not os.access(probe, os.W_OK | os.X_OK):
+        return [
+            Finding(
+                f"{where.home} is not writable by uid {os.geteuid()} ({probe} is in the way)",
+                "a home this user may write",
+                "set longhaul_home, or become root",
+            )
+        ]
+    free = free_bytes(where.home)
+    if free < needed_bytes:
+        return [
+            Finding(
+                f"{free / 2**30:.1f} GiB free for {where.home}",
+                f"{needed_bytes / 2**30:.1f} GiB",
+                "free space, or set longhaul_home to a larger file system",
+            )
+        ]
+    return []
+
+
+def check_port(where: Layout, port: int, host: str) -> list[Finding]:
+    """Is the port free, or held by this very endpoint?"""
+    if port_is_free(port, host):
+        return []
+    holder = port_holder(port)
+    ours = Supervisor(where).state()
+    if holder and holder.pid and ours.pid and ours.pid in ancestors_of(holder.pid):
+        return []
+    spec = load_spec(where)
+    if spec and spec.get("runtime") == "docker" and int(spec["settings"]["port"]) == port:
+        return []
+    return [
+        Finding(
+            f"port {port} on {host} is held by {holder or 'an unknown process'}",
+            f"port {port} free",
+            "stop that process, or set engine_port",
+        )
+    ]
+
+
+def shm_bytes(path: str = "/dev/shm") -> int | None:  # noqa: S108 - looked at, not written
+    """Size of this host's shared memory; ``None`` where there is none to see."""
+    try:
+        seen = os.statvfs(path)
+    except OSError:
+        return None
+    return seen.f_blocks * seen.f_frsize
+
+
+def check_shm(options: Mapping[str, Any], host_bytes: int | None) -> list[Finding]:
+    """Shared memory for what the engine's processes say to each other. ``options``: engine, version, device, ranks (tensor x
+    pipeline parallel), and for the docker runtime ipc and shm_size."""
+    try:
+        ranks, version = int(options.get("ranks") or 1), Version.parse(str(options.get("version") or ""))
+    except (UserError, ValueError):
+        return []  # said by check_engine
+    vllm = options.get("engine") == "vllm" and (ranks > 1 or options.get("device") == "cpu")
+    needed = max(VLLM_RING_BYTES if vllm else 0, NCCL_SHM_BYTES if ranks > 1 else 0)
+    own = options.get("runtime") == "docker" and options.get("ipc") != "host"
+    if own:
+        size = str(options.get("shm_size") or "") or "64m"
+        have: int | None = size_bytes("engine_container_shm_size", size)
+    else:
+        have = host_bytes
+    if have is None or have >= needed:
+        return []
+    certain = vllm and have < VLLM_RING_BYTES and version >= VLLM_CHECKS_SHM
+    return [
+        Finding(
+            f"{have / 2**20:.0f} MiB of /dev/shm {'in the container' if own else 'on the host'}",
+            f"{needed / 2**20:.0f} MiB, through which the engine's processes talk",
+            "set engine_container_shm_size, e.g. 16g"
+            if own
+            else "mount -o remount,size=16g /dev/shm, or with runtime docker set engine_container_ipc private and engine_container_shm_size",
+            "refuse" if certain else "warn",
+        )
+    ]
+
+
+def check_unique_endpoints(endpoints: Iterable[Sequence[str]]) -> list[Finding]:
+    """``(inventory name, address, home, instance, port)``: two names must mean neither one endpoint nor one port."""
+    seen: dict[tuple[str, str, str], str] = {}
+    ports: dict[tuple[str, str], str] = {}
+    findings: list[Finding] = []
+    for name, address, home, instance, port in endpoints:
+        key = (address, home, instance)
+        if key in seen:
+            findings.append(
+                Finding(
+                    f"hosts {seen[key]} and {name} are one endpoint ({address}, instance {instance})",
+                    "one inventory name an endpoint",
+                    "give one of them another longhaul_instance (and engine_port)",
+                )
+            )
+        elif (address, port) in ports:
+            findings.append(
+                Finding(
+                    f"hosts {ports[address, port]} and {name} are endpoints of one machine ({address}) with engine_port {port} both",
+                    "a port of its own for each endpoint of a machine",
+                    f"set another engine_port for {name}",
+                )
+            )
+        seen.setdefault(key, name)
+        ports.setdefault((address, port), name)
+    return findings
+
+
+def run_checks(options: Mapping[str, Any]) -> list[Finding]:
+    """Everything that is asked for, one option a group of checks (see the module longhaul_check); all findings of all of them."""
+    findings = check_host_python()
+    if options.get("engine") is not None:
+        findings += check_engine(options["engine"])
+    if options.get("model_store") is not None:
+        findings += check_model_store(options["model_store"])
+    if options.get("ladder") is not None:
+        findings += check_ladder(options["ladder"])
+    try:
+        if options.get("shm") is not None:
+            findings += check_shm(options["shm"], shm_bytes())
+    except UserError as error:
+        findings.append(Finding.of(error))
+    if options.get("endpoints"):
+        findings += check_unique_endpoints(tuple(map(str, e)) for e in options["endpoints"])
+    if options.get("home"):
+        try:
+            where = layout(str(options["home"]), str(options.get("instance") or DEFAULT_INSTANCE))
+            if options.get("needed_bytes") is not None:
+                findings += check_home(where, int(options["needed_bytes"]))
+            if options.get("port"):
+                findings += check_port(where, int(options["port"]), str(options.get("host") or "127.0.0.1"))
+        except UserError as error:
+            findings.append(Finding.of(error))
+    config, place = options.get("model_config"), "the model store"
+    if options.get("model_path"):
+        place = str(options["model_path"])
+        if options.get("model_path_required"):
+            try:
+                config = check_model_dir(Path(place))
+            except UserError as error:
+                findings.append(Finding.of(error))
+        elif config is None:
+            config = model_config(Path(place))
+    if options.get("context_tokens") is not None:
+        number = whole_number("engine_context_tokens", options["context_tokens"])
+        if not isinstance(number, Finding):
+            findings += check_positions(number, config, place)
+    return findings
+
+
+def as_result(findings: Iterable[Finding]) -> tuple[dict[str, Any], list[str]]:
+    """Findings -> (what an Ansible module returns, its warnings). It fails where anything is refused."""
+    found = list(findings)
+    refused = [f for f in found if f.severity == "refuse"]
+    result: dict[str, Any] = {"changed": False, "findings": [dataclasses.asdict(f) for f in found]}
+    if refused:
+        result |= {"failed": True, "msg": "\n".join(dict.fromkeys(map(str, refused)))}
+    return result, [str(f) for f in found if f.severity == "warn"]
+
+
+def model_config(path: Path) -> dict[str, Any] | None:
+    """config.json of a folder on this host, when it is there and readable."""
+    from ..files import read_json
+
+    try:
+        return read_json(path / "config.json")
+    except UserError:
+        return None
+
+
+def _between(value: Any, low: float, high: float) -> bool:
+    try:
+        return low <= float(value) <= high
+    except (TypeError, ValueError):
+        return False

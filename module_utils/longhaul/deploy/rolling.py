@@ -1,0 +1,105 @@
+"""What a roll must remember on the host, so that a controller that was killed can be started again.
+
+``spec/rolling.json`` is written before the current spec changes and removed when the new one is proven. It names what nobody
+has proven: the spec that the roll goes to, and the one it found, if that was never proven either. Such a spec is never kept
+as the previous one, and the next run proves it or goes back.
+
+``previous.json`` is the last *other* proven spec. While a roll goes on it is what was current when the roll began, and what was
+previous until then waits in ``earlier.json``: where the roll ends at what it began with, it is the previous one again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import read_json, to_json, write_atomic
+from .layout import Layout
+
+
+def unproven(where: Layout) -> str | None:
+    """The ``spec_id`` that a roll began with and did not finish, or ``None``."""
+    marker = read_json(where.rolling_file)
+    return str(marker["spec_id"]) if marker and marker.get("spec_id") else None
+
+
+def is_unproven(where: Layout, spec_id: str) -> bool:
+    """Whether a spec is one that a roll went to and nobody has proven since."""
+    marker = read_json(where.rolling_file) or {}
+    return spec_id in (marker.get("spec_id"), marker.get("found"))
+
+
+def begin(where: Layout, spec: Mapping[str, Any]) -> None:
+    """A roll to ``spec`` begins. Before anything else is written: a controller may die before the next line."""
+    current = (read_json(where.current_spec) or {}).get("spec_id")
+    marker = {"spec_id": spec["spec_id"]}
+    if current and is_unproven(where, current):
+        marker["found"] = current
+    write_atomic(where.rolling_file, to_json(marker))
+
+
+def keep_as_previous(where: Layout, spec: Mapping[str, Any]) -> None:
+    """``spec``, which is proven, is what a rollback returns to; what was that until now waits in ``earlier.json``."""
+    before = read_json(where.previous_spec)
+    if before is not None and before.get("spec_id") != spec["spec_id"]:
+        _same_file(where.previous_spec, where.earlier_spec)
+    write_atomic(where.previous_spec, to_json(spec))
+
+
+def settle(where: Layout) -> None:
+    """The previous spec is another one than the current, or there is none. Needs no free block."""
+    current, previous = read_json(where.current_spec), read_json(where.previous_spec)
+    if current is None or previous is None or current.get("spec_id") != previous.get("spec_id"):
+        return
+    earlier = read_json(where.earlier_spec)
+    if earlier is not None and earlier.get("spec_id") != current.get("spec_id"):
+        where.earlier_spec.replace(where.previous_spec)
+    else:
+        where.previous_spec.unlink(missing_ok=True)
+
+
+def proven(where: Layout) -> bool:
+    """The current spec is proven. Returns whether there was anything to take back."""
+    there = where.rolling_file.exists()
+    where.rolling_file.unlink(missing_ok=True)
+    return there
+
+
+def give_back(where: Layout) -> dict[str, Any]:
+    """Make the previous spec current again, and keep the one that failed as ``failed.json``. Returns what is current now.
+
+    By links and renames alone: they need no free block, so this works on a disk that is full. At every instant a complete
+    ``current.json`` is there. A current spec that is proven stays: a second call changes nothing.
+    """
+    current, previous = read_json(where.current_spec), read_json(where.previous_spec)
+    if current is not None and not is_unproven(where, current["spec_id"]):
+        settle(where)
+        return current
+    if previous is None:
+        raise UserError(
+            f"no {where.previous_spec}", "an earlier deployment to return to", "deploy a good version forward instead"
+        )
+    try:
+        with contextlib.suppress(OSError):
+            _same_file(where.current_spec, where.failed_spec)
+        _same_file(where.previous_spec, where.current_spec)
+        settle(where)
+    except OSError as exc:
+        raise UserError(
+            f"{where.current_spec} cannot be replaced ({exc.strerror})", "a writable folder", "see longhaul_home"
+        ) from exc
+    return previous
+
+
+def _same_file(source: Path, target: Path) -> None:
+    """``target`` becomes another name of what ``source`` is, at once and without a free block."""
+    temporary = target.with_name(f".{target.name}.link")
+    temporary.unlink(missing_ok=True)
+    os.link(source, temporary)
+    temporary.replace(target)
+    # Of two hard links to one file, rename() does nothing and leaves the source.
+    temporary.unlink(missing_ok=True)

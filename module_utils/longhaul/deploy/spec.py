@@ -1,0 +1,202 @@
+"""The spec of an endpoint: everything needed to start it, nothing secret. ``current.json`` and ``previous.json``.
+
+``render_spec`` is pure; ``store_spec`` keeps the last different spec as ``previous`` and replaces ``current`` atomically,
+so that at every instant one complete spec is on disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..engines.base import EngineSettings, Version
+from ..engines.registry import get_engine
+from ..errors import UserError
+from ..files import read_json, to_json, write_atomic
+from .layout import Layout
+from .rolling import begin, is_unproven, keep_as_previous, settle
+
+SPEC_SCHEMA = "longhaul.spec/1"
+# A model's identity must not depend on who wrote it or when.
+UNHASHED = ("spec_id",)
+# Settings that came later: left unset they count for nothing, or a new release would restart every engine of a fleet.
+LATER_SETTINGS = ("block_size_tokens",)
+
+
+def settings_from(options: Mapping[str, Any]) -> EngineSettings:
+    """Ansible's options (strings allowed where numbers are meant) -> EngineSettings. UserError names the option."""
+    known = {f.name: f for f in dataclasses.fields(EngineSettings)}
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in known:
+            raise UserError(f"engine setting {name!r}", "one of " + ", ".join(sorted(known)), "remove or rename it")
+        if value is None:
+            continue
+        values[name] = _coerce(name, value, str(known[name].type))
+    settings = EngineSettings(**values)
+    for name in ("context_tokens", "port", "tensor_parallel", "pipeline_parallel"):
+        if getattr(settings, name) <= 0:
+            raise UserError(f"engine_{name} {getattr(settings, name)}", "a positive integer", f"set engine_{name}")
+    if settings.hybrid_kv not in ("on", "off", "default"):
+        raise UserError(
+            f"engine_hybrid_kv {settings.hybrid_kv!r}", "on, off or default", "set engine_hybrid_kv (quote it in YAML)"
+        )
+    return settings
+
+
+def _coerce(name: str, value: Any, kind: str) -> Any:
+    try:
+        if kind.startswith("tuple"):
+            return tuple(str(v) for v in value)
+        if kind.startswith("Mapping"):
+            return {str(k): str(v) for k, v in dict(value).items()}
+        if kind.startswith("bool"):
+            if isinstance(value, bool):
+                return value
+            if str(value).lower() in ("true", "yes", "1", "false", "no", "0"):
+                return str(value).lower() in ("true", "yes", "1")
+            raise ValueError("not a boolean")
+        if kind.startswith("int"):
+            if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+                raise ValueError("not an integer")
+            return int(value)
+        if kind.startswith("float"):
+            return float(value)
+        # YAML reads a bare on/off as a boolean; hybrid_kv means the words.
+        if name == "hybrid_kv" and isinstance(value, bool):
+            return "on" if value else "off"
+        return str(value)
+    except (TypeError, ValueError) as exc:
+        wanted = kind.split("|", maxsplit=1)[0].strip()
+        raise UserError(f"engine_{name} {value!r}", f"a value of type {wanted}", f"set engine_{name}") from exc
+
+
+def render_spec(
+    engine: str,
+    version: str,
+    runtime: str,
+    settings: EngineSettings,
+    *,
+    instance: str,
+    python: str,
+    environment_hash: str | None = None,
+    container: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    url: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Settings -> spec, with argv from the engine's adapter. Same input, same ``spec_id``.
+
+    ``python`` is the interpreter that argv starts with; ``environment_hash`` the lock's hash (process runtime);
+    ``container`` image, digest, mounts and limits (docker runtime).
+    """
+    adapter = get_engine(engine)
+    launch = adapter.launch(settings, Version.parse(version))
+    reach = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104 - compared, not bound
+    spec: dict[str, Any] = {
+        "schema": SPEC_SCHEMA,
+        "instance": instance,
+        "engine": engine,
+        "version": version,
+        "runtime": runtime,
+        "argv": [python, *launch.argv],
+        "env": dict(launch.env),
+        "secret_env": dict(launch.secret_env),
+        "settings": {
+            **dataclasses.asdict(settings),
+            "extra_args": list(settings.extra_args),
+            "extra_env": dict(settings.extra_env),
+        },
+        "environment_hash": environment_hash,
+        "container": dict(container) if container else None,
+        "model": dict(model) if model else {},
+        "url": url or f"http://{f'[{reach}]' if ':' in reach else reach}:{settings.port}",
+        **dict(extra or {}),
+    }
+    spec["spec_id"] = spec_id(spec)
+    return spec
+
+
+def spec_id(spec: Mapping[str, Any]) -> str:
+    """Twelve hex digits that change exactly when the deployment would; a setting of a later release, left unset, changes nothing."""
+    body = {k: v for k, v in spec.items() if k not in UNHASHED}
+    settings = body["settings"].items()
+    body["settings"] = {k: v for k, v in settings if v is not None or k not in LATER_SETTINGS}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_spec(where: Layout, which: str = "current") -> dict[str, Any] | None:
+    """The current or previous spec, or ``None``. UserError where the file is damaged or of another schema."""
+    path = where.current_spec if which == "current" else where.previous_spec
+    spec = read_json(path)
+    if spec is not None and spec.get("schema") != SPEC_SCHEMA:
+        raise UserError(f"{path} has schema {spec.get('schema')!r}", SPEC_SCHEMA, "deploy again with this release")
+    return spec
+
+
+def require_spec(where: Layout) -> dict[str, Any]:
+    """The current spec, or a UserError that says nothing is deployed."""
+    spec = load_spec(where)
+    if spec is None:
+        raise UserError(
+            f"nothing deployed at {where.state}", "a deployed endpoint", "run ansible-playbook deploy.yml, or set longhaul_home"
+        )
+    return spec
+
+
+def store_spec(where: Layout, spec: Mapping[str, Any], *, dry_run: bool = False) -> tuple[bool, dict[str, Any] | None]:
+    """Make ``spec`` current; the one it replaces becomes previous, if it was ever proven. Returns (changed, the spec before)."""
+    before = load_spec(where)
+    if before is not None and before.get("spec_id") == spec["spec_id"]:
+        if not dry_run:
+            settle(where)
+        return False, before
+    if not dry_run:
+        # A spec that a roll began with and never proved is nothing to return to.
+        doubtful = before is not None and is_unproven(where, before["spec_id"])
+        begin(where, spec)
+        if before is not None and not doubtful:
+            keep_as_previous(where, before)
+        write_atomic(where.current_spec, to_json(spec))
+        settle(where)
+    return True, before
+
+
+def restore_previous(where: Layout, *, dry_run: bool = False) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Swap current and previous (so that a rollback can be rolled back). Returns (now current, what was current).
+
+    A current spec that nobody proved is left, not swapped: there is nothing to return to in it.
+    """
+    previous = load_spec(where, "previous")
+    before = load_spec(where)
+    if previous is None or (before is not None and before.get("spec_id") == previous.get("spec_id")):
+        raise UserError(
+            f"no {where.previous_spec}" if previous is None else f"{where.previous_spec} is what is deployed already",
+            "an earlier deployment to return to",
+            "deploy a good version forward instead",
+        )
+    if not dry_run:
+        doubtful = before is not None and is_unproven(where, before["spec_id"])
+        begin(where, previous)
+        write_atomic(where.current_spec, to_json(previous))
+        if before is not None and not doubtful:
+            write_atomic(where.previous_spec, to_json(before))
+        settle(where)
+    return previous, before
+
+
+def read_api_key(spec: Mapping[str, Any], path: str | None, remote: bool) -> str | None:
+    """The key of the endpoint: from ``path``, else (on the server's machine) from the file that the engine was started with."""
+    chosen = path or (None if remote else spec["settings"].get("api_key_file"))
+    if not chosen:
+        return None
+    try:
+        return Path(chosen).read_text(encoding="utf-8").strip() or None
+    except OSError as exc:
+        raise UserError(
+            f"key file {chosen} ({exc.strerror})", "a readable file with the API key", "set context_test_api_key_file"
+        ) from exc

@@ -1,0 +1,219 @@
+"""Watch an engine start: follow its log, name the phases, see its death within a second, say why it died, then or later.
+
+Used for both runtimes: what differs (is the process alive? where is the log?) comes in as functions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..engines.base import Diagnosis, EngineAdapter, EngineCapacity, Phase, diagnose, phase_of
+from ..progress import Say
+
+POLL_S = 0.5
+HEARTBEAT_S = 15.0
+# Proxies of the environment must not see loopback traffic.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+# Process, level, time and source file of a log line: the message is what tells.
+_PREFIX = re.compile(r"^(\(.*?pid=\d+\)\s*)?([A-Z]+ [\d:. -]+ (\[[^\]]+\])?|\[[^\]]*\])\s*")
+_ERROR = re.compile(r"error|exception|killed|signal", re.IGNORECASE)
+_ROUTINE = re.compile(r"^(\(.*?pid=\d+\)\s*)?(WARNING|INFO|DEBUG)\b")
+# What the launcher (roles/engine/files/launch.py) writes before it becomes the engine: here a life of the server begins.
+LIFE = "longhaul: starting spec "
+_NOISE = re.compile(r"^\s*$|\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What /v1/models says."""
+
+    name: str
+    max_model_len: int | None
+
+
+@dataclass(frozen=True)
+class StartOutcome:
+    """How a start ended. ``phases``: (phase, seconds since the watch began), in order of appearance."""
+
+    ready: bool
+    elapsed_s: float
+    phases: tuple[tuple[str, float], ...] = ()
+    capacity: EngineCapacity | None = None
+    served: tuple[ServedModel, ...] = ()
+    diagnosis: Diagnosis | None = None
+    died: bool = False
+    last_lines: tuple[str, ...] = ()
+
+
+class LogFollower:
+    """Reads what is appended to a log file since ``offset``; notices rotation (the file became shorter)."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path, self.offset, self._rest = path, offset, b""
+
+    def __call__(self) -> list[str]:
+        """Complete new lines."""
+        try:
+            size = self.path.stat().st_size
+            if size < self.offset:
+                self.offset, self._rest = 0, b""
+            if size == self.offset:
+                return []
+            with self.path.open("rb") as log:
+                log.seek(self.offset)
+                data = log.read()
+        except OSError:
+            return []
+        self.offset += len(data)
+        # Split before decoding: a read may end inside a character.
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        return [line.decode(errors="replace") for line in lines]
+
+
+def _get(url: str, api_key: str | None) -> urllib.request.Request:
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return urllib.request.Request(url, headers=headers)  # noqa: S310 - http(s) by construction
+
+
+def http_status(url: str, timeout_s: float = 5) -> int | None:
+    """Status of a GET, ``None`` when nobody answers."""
+    try:
+        with _OPENER.open(url, timeout=timeout_s) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, ValueError):
+        return None
+
+
+def http_text(url: str, timeout_s: float = 5, api_key: str | None = None) -> str:
+    """Body of a GET, empty when nobody answers with 200."""
+    try:
+        with _OPENER.open(_get(url, api_key), timeout=timeout_s) as answer:
+            return str(answer.read().decode(errors="replace"))
+    except (OSError, ValueError):
+        return ""
+
+
+def served_models(url: str, path: str, api_key: str | None = None, timeout_s: float = 5) -> tuple[ServedModel, ...]:
+    """The models that the server says it serves; empty when it does not answer."""
+    try:
+        with _OPENER.open(_get(url + path, api_key), timeout=timeout_s) as answer:
+            body = json.loads(answer.read())
+        return tuple(ServedModel(str(m["id"]), m.get("max_model_len")) for m in body["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
+def watch_start(
+    adapter: EngineAdapter,
+    url: str,
+    new_lines: Callable[[], Iterable[str]],
+    alive: Callable[[], bool],
+    say: Say,
+    timeout_s: float,
+    *,
+    api_key: str | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> StartOutcome:
+    """Follow one start until it is ready, dead or late. ``alive`` turns False the moment the first process is gone.
+
+    Ready means: the process lives, the health path answers 200, and /v1/models lists a model.
+    """
+    began = clock()
+    lines: list[str] = []
+    phases: list[tuple[str, float]] = []
+    spoken = began
+    current = Phase.STARTING
+
+    def take() -> None:
+        nonlocal current, spoken
+        for line in new_lines():
+            lines.append(line)
+            phase = phase_of(line, adapter.phases)
+            if phase is not None and phase is not current:
+                current = phase
+                phases.append((phase.value, round(clock() - began, 1)))
+                # The log's word for readiness comes before the server answers: said once, when it does.
+                if phase is not Phase.READY:
+                    say(f"{phase.value} ({clock() - began:.0f} s)")
+                    spoken = clock()
+
+    say(f"{current.value} (0 s)")
+    phases.append((current.value, 0.0))
+    while True:
+        take()
+        elapsed = clock() - began
+        if not alive():
+            take()
+            why = diagnose(lines, adapter) or _unnamed(lines, current, "the process ended without naming a cause")
+            return StartOutcome(False, elapsed, tuple(phases), None, (), why, True, _tail(lines))
+        if http_status(url + adapter.health_path) == 200:
+            served = served_models(url, adapter.models_path, api_key)
+            if served or (api_key is None and http_status(url + adapter.models_path) == 401):
+                take()
+                if phases[-1][0] != Phase.READY.value:
+                    phases.append((Phase.READY.value, round(clock() - began, 1)))
+                say(f"{Phase.READY.value} ({clock() - began:.0f} s)")
+                capacity = adapter.capacity_from_log(lines)
+                if lines:
+                    # Of a start that was not watched nothing is claimed: what is known of the last one stays.
+                    capacity = capacity.filled_from(adapter.capacity_from_metrics(http_text(url + adapter.metrics_path)))
+                return StartOutcome(True, clock() - began, tuple(phases), capacity, served)
+        if elapsed > timeout_s:
+            why = diagnose(lines, adapter) or _unnamed(lines, current, f"not ready after {timeout_s:.0f} s")
+            return StartOutcome(False, elapsed, tuple(phases), None, (), why, False, _tail(lines))
+        if clock() - spoken >= HEARTBEAT_S:
+            last = _tail(lines, 1)
+            say(f"{current.value} ({elapsed:.0f} s)" + (f": {_PREFIX.sub('', last[0]).strip()[:90]}" if last else ""))
+            spoken = clock()
+        sleep(POLL_S)
+
+
+def last_words(lines: Sequence[str], adapter: EngineAdapter, *, named: bool = False) -> str | None:
+    """Why a server died that served, in one line: the cause that its log names and the fix, else the last error that it logged.
+
+    ``lines``: what was logged since it was last known to be well; what it had logged before, it survived. ``named``: a cause
+    or nothing.
+    """
+    own = [line for line in _last_served(lines, adapter) if not _NOISE.fullmatch(line)]
+    if found := diagnose(own, adapter):
+        # What only hides a cause has no fix.
+        hidden = any(m.wrapper and m.cause == found.cause for m in adapter.failures)
+        return f"{found.cause} ({_message(found.evidence)})" + ("" if hidden else f" | fix: {found.advice}")
+    errors = [] if named else [x for x in own if _ERROR.search(x) and not _ROUTINE.match(x)]
+    return _message(errors[-1]) if errors else None
+
+
+def _last_served(lines: Sequence[str], adapter: EngineAdapter) -> list[str]:
+    """The lines of the last life of the server that served: one that is started in its place, and why that fails, is another."""
+    lives: list[list[str]] = [[]]
+    for line in lines:
+        if LIFE in line:
+            lives.append([])
+        lives[-1].append(line)
+    served = [life for life in lives[1:] if any(phase_of(line, adapter.phases) is Phase.READY for line in life)]
+    return served[-1] if served else lives[0]
+
+
+def _message(line: str) -> str:
+    return " ".join(_PREFIX.sub("", line.strip()).split())[:300]
+
+
+def _unnamed(lines: list[str], phase: Phase, cause: str) -> Diagnosis:
+    errors = [x for x in lines if _ERROR.search(x)]
+    evidence = (errors or list(_tail(lines, 1)) or ["the log is empty"])[-1].strip()[-400:]
+    return Diagnosis(cause, evidence, "read the engine's log (ansible-playbook playbooks/logs.yml)", phase)
+
+
+def _tail(lines: list[str], count: int = 15) -> tuple[str, ...]:
+    return tuple(x for x in lines if not _NOISE.fullmatch(x))[-count:]

@@ -1,0 +1,117 @@
+"""Day two: what is deployed, is it healthy, what was its last verdict and how old is that, how full is the KV cache."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..engines.registry import get_engine
+from ..errors import UserError
+from ..files import read_json
+from ..results import Counters
+from ..validate.evidence import LOAD_PATHS, parse_counters, parse_loads
+from .layout import Layout
+from .runtimes.docker import ContainerLog, DockerRuntime
+from .spec import load_spec, read_api_key
+from .startup import http_status, http_text
+
+
+@dataclass(frozen=True)
+class EndpointStatus:
+    """One endpoint now. ``state``: absent (nothing deployed), up, down. ``kv_usage`` 0..1, ``running`` requests."""
+
+    state: str
+    deployed: str | None = None
+    health: str | None = None
+    verdict: str | None = None
+    verdict_age_s: float | None = None
+    kv_usage: float | None = None
+    running: float | None = None
+
+
+def endpoint_status(where: Layout, now_unix_s: float | None = None) -> EndpointStatus:
+    """Ask the endpoint of this layout. Never raises for a server that does not answer."""
+    spec = load_spec(where)
+    if spec is None:
+        return EndpointStatus("absent")
+    adapter = get_engine(str(spec["engine"]))
+    facts = read_json(where.facts_file) or {}
+    verdict = facts.get("verdict") or {}
+    now = time.time() if now_unix_s is None else now_unix_s
+    code = http_status(str(spec["url"]) + adapter.health_path, 10)
+    load = parse_counters(http_text(str(spec["url"]) + adapter.metrics_path).encode(), adapter.metrics)
+    if code == 200 and adapter.metrics.gauges_lag:
+        load = _as_of_now(spec, load)
+    return EndpointStatus(
+        state="up" if code == 200 else "down",
+        deployed=f"{spec['engine']} {spec['version']} {spec['settings']['served_model_name']} @ {int(spec['settings']['context_tokens']):,}",
+        health="healthy" if code == 200 else f"HTTP {code}" if code else "no answer",
+        verdict=verdict.get("verdict"),
+        verdict_age_s=now - float(verdict["at_unix_s"]) if verdict.get("at_unix_s") else None,
+        kv_usage=load.kv_usage,
+        running=load.running,
+    )
+
+
+def _as_of_now(spec: Mapping[str, Any], gauges: Counters) -> Counters:
+    """SGLang's own word on its load in place of its gauges, which lag; where it does not tell, they must do."""
+    key = None
+    with contextlib.suppress(UserError, ValueError):  # the engine's own file: who asks for the status may not read it
+        key = read_api_key(spec, None, remote=False)
+    for path in LOAD_PATHS:
+        with contextlib.suppress(ValueError):
+            now = parse_loads(json.loads(http_text(str(spec["url"]) + path, api_key=key)))
+            if now is not None:
+                return replace(gauges, running=now.running, kv_usage=gauges.kv_usage if now.kv_usage is None else now.kv_usage)
+    return gauges
+
+
+def log_tail(where: Layout, lines: int, grep: str = "") -> list[str]:
+    """The last lines of the engine's log (a file, or its container's), those that match ``grep`` only."""
+    spec = load_spec(where)
+    if spec is not None and spec["runtime"] == "docker":
+        text = ContainerLog(DockerRuntime(where), str(spec["spec_id"]), 0.0)()
+    else:
+        try:
+            text = where.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return []
+    wanted = re.compile(grep) if grep else None
+    return [x for x in text if wanted is None or wanted.search(x)][-lines:]
+
+
+def age(seconds: float | None) -> str:
+    """``12 s``, ``5 min``, ``3 h``, ``9 d``; a dash for None."""
+    if seconds is None:
+        return "-"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def status_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows (``host`` and the fields of :class:`EndpointStatus`) -> aligned lines of plain text."""
+    header = ("HOST", "STATE", "DEPLOYED", "HEALTH", "VERDICT", "AGE", "KV", "REQUESTS")
+    cells = [header]
+    for row in rows:
+        usage, running = row.get("kv_usage"), row.get("running")
+        cells.append(
+            (
+                str(row["host"]),
+                str(row.get("state") or "-"),
+                str(row.get("deployed") or "-"),
+                str(row.get("health") or "-"),
+                str(row.get("verdict") or "-"),
+                age(row.get("verdict_age_s")),
+                "-" if usage is None else f"{100 * float(usage):.0f}%",
+                "-" if running is None else f"{float(running):.0f}",
+            )
+        )
+    widths = [max(len(r[i]) for r in cells) for i in range(len(header))]
+    return ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in cells]

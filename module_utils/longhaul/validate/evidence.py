@@ -1,0 +1,278 @@
+"""What the server itself says: its counters before and after, cached tokens, other clients' traffic. Parsing is pure.
+
+A server's own log is never a source: vLLM books a whole prompt at its first token and divides by the log interval.
+
+SGLang beside /metrics (which it has with --enable-metrics only), as its sources have it (0.5.6.post2, 0.5.12, 0.5.23):
+``/server_info`` (also ``/get_server_info``) holds settings and gauges of the moment, no counter of tokens; its
+``disable_radix_cache`` settles whether anything can be cached. ``/v1/loads`` (0.5.6.post2: ``/get_load``) tells what runs, waits
+and is held in the KV pool: other people's requests show there, without counters.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ..engines.base import MetricNames
+from ..results import Counters, RequestRecord, RequestStatus
+
+# Traffic below this is not held against a point: SGLang's health probe generates a token, and a load balancer may
+# send a ping. In tokens of prompt, tokens of output, and as a share of our own.
+FOREIGN_PROMPT_TOKENS = 32
+FOREIGN_OUTPUT_TOKENS = 8
+FOREIGN_SHARE = 0.01
+
+# Where SGLang tells its load without --enable-metrics; the second is the older releases' (and deprecated in the newer).
+LOAD_PATHS = ("/v1/loads", "/get_load")
+# SGLang adds to this one only for a request that did hit: on a server that has cached nothing the page lacks it.
+_BORN_AT_FIRST_USE = frozenset({"sglang:cached_tokens_total"})
+
+
+@lru_cache(maxsize=8)
+def _pattern(names: tuple[str, ...]) -> re.Pattern[bytes]:
+    union = b"|".join(re.escape(n.encode()) for n in names)
+    return re.compile(rb"^(" + union + rb")(?:\{[^\n]*\})?[ \t]+(\S+)", re.MULTILINE)
+
+
+def parse_counters(page: bytes, names: MetricNames, unix_s: float | None = None) -> Counters:
+    """A Prometheus page -> Counters. Series are summed over label sets, ``kv_usage`` (0..1) is their maximum."""
+    fields: dict[str, str | None] = {
+        "prompt_tokens": names.prompt_tokens,
+        "generation_tokens": names.generation_tokens,
+        "cache_queries_tokens": names.cache_queries_tokens,
+        "cache_hits_tokens": names.cache_hits_tokens,
+        "running": names.running,
+        "waiting": names.waiting,
+        "kv_usage": names.kv_usage,
+        "preemptions": names.preemptions,
+        "requests_finished": names.requests_finished,
+        "queue_time_s": f"{names.queue_time}_sum" if names.queue_time else None,
+        "queue_times": f"{names.queue_time}_count" if names.queue_time else None,
+    }
+    wanted = tuple(dict.fromkeys(n for n in fields.values() if n))
+    sums: dict[str, float] = {}
+    peaks: dict[str, float] = {}
+    for match in _pattern(wanted).finditer(page):
+        name = match[1].decode()
+        try:
+            value = float(match[2])
+        except ValueError:
+            continue
+        if math.isnan(value):  # a gauge that was never set
+            continue
+        sums[name] = sums.get(name, 0.0) + value
+        peaks[name] = max(peaks.get(name, value), value)
+    if names.prompt_tokens in sums:
+        for name in _BORN_AT_FIRST_USE.intersection(wanted):
+            sums.setdefault(name, 0.0)
+    found = {key: (peaks if key == "kv_usage" else sums).get(name) if name else None for key, name in fields.items()}
+    return Counters(unix_s=time.time() if unix_s is None else unix_s, **found)
+
+
+def has_counters(counters: Counters | None) -> bool:
+    """Whether the page held the counters that prove anything."""
+    return counters is not None and counters.prompt_tokens is not None
+
+
+def parse_loads(answer: Any, pool_tokens: int | None = None, unix_s: float | None = None) -> Counters | None:
+    """SGLang's ``/v1/loads`` or ``/get_load`` -> Counters with gauges only (``has_counters`` is False), or ``None``.
+
+    Ranks are summed; ``kv_usage`` is that of the fullest. ``/get_load`` names no pool: ``pool_tokens`` (of /server_info) stands in,
+    and its tokens include those of waiting prompts.
+    """
+    rows = answer.get("loads") if isinstance(answer, Mapping) else answer
+    ranks = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+    running = waiting = 0.0
+    usages: list[float] = []
+    for rank in ranks:
+        queued, own = _figure(rank, "num_waiting_reqs"), _figure(rank, "num_running_reqs")
+        total = _figure(rank, "num_reqs")
+        own = total - (queued or 0.0) if own is None and total is not None else own
+        if own is None or queued is None:
+            return None
+        running, waiting = running + max(0.0, own), waiting + queued
+        used = _figure(rank, "num_used_tokens")
+        used = _figure(rank, "num_tokens") if used is None else used
+        pool = _figure(rank, "max_total_num_tokens") or pool_tokens
+        if used is not None and pool:
+            usages.append(min(1.0, used / pool))
+    if not ranks:
+        return None
+    return Counters(
+        unix_s=time.time() if unix_s is None else unix_s, running=running, waiting=waiting, kv_usage=max(usages, default=None)
+    )
+
+
+def _figure(row: Mapping[str, Any], key: str) -> float | None:
+    value = row.get(key)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def parse_models(answer: Any) -> list[tuple[str, int | None]]:
+    """``/v1/models`` -> (served name, max_model_len where given)."""
+    data = answer.get("data") if isinstance(answer, Mapping) else None
+    out: list[tuple[str, int | None]] = []
+    for card in data if isinstance(data, list) else []:
+        if isinstance(card, Mapping) and isinstance(card.get("id"), str):
+            length = card.get("max_model_len")
+            out.append((card["id"], length if isinstance(length, int) else None))
+    return out
+
+
+def parse_server_info(answer: Any) -> dict[str, Any]:
+    """SGLang's ``/server_info`` -> the figures that matter: version, pool sizes, context. Missing ones are left out."""
+    if not isinstance(answer, Mapping):
+        return {}
+    wanted = (
+        "version",
+        "max_total_num_tokens",
+        "context_length",
+        "max_running_requests",
+        "chunked_prefill_size",
+        "disable_radix_cache",
+        "enable_metrics",
+        "enable_cache_report",
+    )
+    return {key: answer[key] for key in wanted if answer.get(key) is not None}
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What the counters moved by over a point. ``None`` where one side lacks the counter. ``restarted``: one fell."""
+
+    prompt_tokens: float | None = None
+    generation_tokens: float | None = None
+    cache_queries_tokens: float | None = None
+    cache_hits_tokens: float | None = None
+    preemptions: float | None = None
+    requests_finished: float | None = None
+    restarted: bool = False
+
+
+def delta(before: Counters | None, after: Counters | None) -> Delta | None:
+    """after - before, or ``None`` where either is missing."""
+    if not has_counters(before) or not has_counters(after) or before is None or after is None:
+        return None
+    moved: dict[str, float | None] = {}
+    restarted = False
+    for key in (
+        "prompt_tokens",
+        "generation_tokens",
+        "cache_queries_tokens",
+        "cache_hits_tokens",
+        "preemptions",
+        "requests_finished",
+    ):
+        a, b = getattr(before, key), getattr(after, key)
+        moved[key] = None if b is None else b - (a or 0.0)
+        if a is not None and b is not None and b < a - 0.5:
+            restarted = True
+    return Delta(restarted=restarted, **moved)
+
+
+def queue_s(before: Counters | None, after: Counters | None) -> float | None:
+    """Mean seconds that a request of the point waited in the server's queue, by its own histogram; ``None``: it does not say.
+
+    SGLang's histogram appears with the first request, so that an absent "before" is zero where "after" is there.
+    """
+    if before is None or after is None or after.queue_times is None or after.queue_time_s is None:
+        return None
+    count = after.queue_times - (before.queue_times or 0.0)
+    total = after.queue_time_s - (before.queue_time_s or 0.0)
+    return total / count if count > 0 and total >= 0 else None
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Our own share of what the server counted over a point."""
+
+    ours_prompt_tokens: int
+    ours_output_tokens: int
+    foreign_prompt_tokens: float
+    foreign_output_tokens: float
+    missing_prompt_tokens: float
+
+    @property
+    def foreign(self) -> bool:
+        """Whether someone else was served, beyond health probes."""
+        return self.foreign_prompt_tokens > max(
+            FOREIGN_PROMPT_TOKENS, FOREIGN_SHARE * self.ours_prompt_tokens
+        ) or self.foreign_output_tokens > max(FOREIGN_OUTPUT_TOKENS, FOREIGN_SHARE * self.ours_output_tokens)
+
+
+def traffic(moved: Delta, records: Sequence[RequestRecord]) -> Traffic:
+    """Compare the counters' movement with what we sent, by the requested (not the reported) sizes.
+
+    A request that failed may or may not have been counted: it widens the range of what can be ours, and never makes
+    traffic look foreign.
+    """
+    ok = [r for r in records if r.status is RequestStatus.OK]
+    least_prompt = sum(r.input_tokens for r in ok)
+    most_prompt = sum(r.input_tokens for r in records)
+    most_output = sum(r.output_tokens for r in records)
+    prompt = moved.prompt_tokens or 0.0
+    output = moved.generation_tokens or 0.0
+    return Traffic(
+        ours_prompt_tokens=most_prompt,
+        ours_output_tokens=most_output,
+        foreign_prompt_tokens=max(0.0, prompt - most_prompt),
+        foreign_output_tokens=max(0.0, output - most_output),
+        missing_prompt_tokens=max(0.0, least_prompt - prompt),
+    )
+
+
+@dataclass(frozen=True)
+class CacheFinding:
+    """COLD, WARM or UNKNOWN; ``share`` of our prompt tokens that came from a cache (0..1); ``source`` of the finding."""
+
+    state: str
+    share: float | None
+    source: str
+
+
+def tolerated_cached_tokens(record: RequestRecord) -> int:
+    """Cached tokens of one request that are no reuse: what stands before the nonce, and a chance match of 3 tokens.
+
+    SGLang's radix cache matches single tokens: the nonce's first one may be in it by chance. vLLM hits whole blocks of
+    16 tokens or more, so any vLLM hit within the prompt proper is above this.
+    """
+    return record.shared_prefix_tokens + 3
+
+
+def cache_finding(
+    records: Sequence[RequestRecord], moved: Delta | None, others: Traffic | None, *, cache_off: bool = False
+) -> CacheFinding:
+    """Whether the prompts of these completed requests were computed or remembered.
+
+    Usage (``cached_tokens``) and counters are asked; the worse answer counts. Hits that another client may have
+    caused leave the state UNKNOWN rather than WARM where usage says cold. ``cache_off``: the server's settings say that it has
+    no prefix cache, which counts only where neither usage nor counters tell.
+    """
+    ok = [r for r in records if r.status is RequestStatus.OK]
+    if not ok:
+        return CacheFinding("UNKNOWN", None, "no completed request")
+    sent = sum(r.input_tokens for r in ok)
+    told = [r.cached_tokens for r in ok if r.cached_tokens is not None]
+    by_usage = sum(told)
+    worst_over = max((r.cached_tokens or 0) - tolerated_cached_tokens(r) for r in ok)
+    if worst_over > 0:
+        return CacheFinding("WARM", min(1.0, by_usage / sent), "usage.cached_tokens")
+    hits = moved.cache_hits_tokens if moved is not None else None
+    if hits is not None:
+        allowed = sum(tolerated_cached_tokens(r) for r in records)
+        if hits > allowed:
+            share = min(1.0, hits / sent)
+            if others is not None and others.foreign:
+                return CacheFinding("UNKNOWN", share, "cache counters, with other clients on the server")
+            return CacheFinding("WARM", share, "cache counters")
+        return CacheFinding("COLD", max(by_usage, hits) / sent, "usage and cache counters" if told else "cache counters")
+    if len(told) == len(ok):
+        return CacheFinding("COLD", by_usage / sent, "usage.cached_tokens")
+    if cache_off:
+        return CacheFinding("COLD", 0.0, "the server's settings: its prefix cache is off")
+    return CacheFinding("UNKNOWN", None, "neither usage nor counters tell")

@@ -1,0 +1,364 @@
+"""PASS, FAIL, INVALID, INCONCLUSIVE: each with a stable code and a sentence. Pure: evidence in, verdict out.
+
+Codes: ``request_failed``, ``server_dead``, ``server_restarted``, ``slo_missed``, ``needle_recall``, ``regression`` (FAIL);
+``token_error``, ``output_token_error``, ``cached_prompt``, ``below_floor``, ``implausible`` (INVALID); ``no_usage``,
+``no_metrics``, ``cache_unknown``, ``not_warm``, ``foreign_traffic``, ``client_lag``, ``repeats_disagree``, ``counter_mismatch``,
+``repeated_text``, ``not_run`` (INCONCLUSIVE).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..results import Physics, PointResult, Reason, RequestRecord, RequestStatus, RunResult, Stats, Verdict, worst
+from ..stats import change, disagreement, median, noise, summarize
+from .evidence import CacheFinding, Delta, Traffic
+
+# A lag of the client's event loop that moves a TTFT by more than this share of it, and by more than this many seconds,
+# in more than this share of a point's requests. (Next to a CPU engine that uses every core, 20-30 ms are seen.)
+LAG_SHARE = 0.1
+LAG_LEAST_S = 0.04
+LAG_REQUESTS_SHARE = 0.05
+# Standing still for this share of a point means that the client was saturated, so that every gap it timed is doubtful.
+# Less, in stalls too short to move a TTFT, is what sharing the cores with a CPU engine looks like.
+LAG_LOOP_SHARE = 0.3
+# Text that repeats inside a prompt, as the share of its 16-token windows that are distinct. It cannot flatter a prefix cache
+# (a block hits only with everything before it), nor the time of a dense prefill, which does not depend on the text. It does
+# change where a mixture of experts sends its tokens, and what a planted fact has to be told from: there, below the least share,
+# the figure says nothing about other text. Own files hold licence headers and quotations; between the two shares it is noted.
+DISTINCT_NOTED = 0.999
+DISTINCT_LEAST = 0.9
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the operator demands (SLOs), in seconds and 0..1. ``None``: no demand. A point's p90 must meet them.
+
+    ``tolerance``: how far apart repeats may be, as (max - min) / median of their TTFT.
+    """
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    itl_s: float | None = None
+    e2e_s: float | None = None
+    needle_recall: float | None = None
+    tolerance: float = 0.25
+    tolerance_least_s: float = 0.05
+    floor_ratio: float = 1.0
+
+
+@dataclass(frozen=True)
+class PointEvidence:
+    """All that is known of a point when it is judged. ``records``: the timed requests only, no warm-up.
+
+    ``watched``: for a server without counters, where its gauges were read instead. ``distinct_share``: of the 16-token windows
+    of its first prompt, ``None`` where nothing repeats; ``repetition_matters``: for what, ``None`` for nothing measured here.
+    """
+
+    records: Sequence[RequestRecord]
+    moved: Delta | None
+    traffic: Traffic | None
+    cache: CacheFinding
+    physics: Physics | None = None
+    warm_mode: bool = False
+    exact_ids: bool = True
+    foreign_running: float | None = None
+    lag_share: float = 0.0
+    server_dead: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    input_limits: Mapping[str, float] = field(default_factory=dict)
+    best_other_rate: float | None = None
+    watched: str | None = None
+    distinct_share: float | None = None
+    repetition_matters: str | None = None
+
+
+def _fail(code: str, text: str) -> Reason:
+    return Reason(Verdict.FAIL, code, text)
+
+
+def _invalid(code: str, text: str) -> Reason:
+    return Reason(Verdict.INVALID, code, text)
+
+
+def _open(code: str, text: str) -> Reason:
+    return Reason(Verdict.INCONCLUSIVE, code, text)
+
+
+def judge_point(evidence: PointEvidence) -> tuple[Verdict, tuple[Reason, ...]]:
+    """The verdict of a point and every reason for it, the worst first; no reason at all is PASS."""
+    records = evidence.records
+    reasons: list[Reason] = []
+    reasons += _failures(records, evidence.server_dead)
+    if evidence.moved is not None and evidence.moved.restarted:
+        reasons.append(_fail("server_restarted", "the server's counters fell during the point: it was restarted"))
+    ok = [r for r in records if r.status is RequestStatus.OK]
+    if ok:
+        reasons += _tokens(ok, evidence)
+        reasons += _coldness(ok, evidence)
+        reasons += _physics(evidence)
+        reasons += _company(evidence)
+        reasons += _text(evidence)
+        reasons += _client(ok, evidence)
+        reasons += _repeats(ok, evidence.limits)
+        reasons += _limits(ok, evidence)
+    order = [Verdict.FAIL, Verdict.INVALID, Verdict.INCONCLUSIVE, Verdict.PASS]
+    reasons.sort(key=lambda r: order.index(r.verdict))
+    return (worst(r.verdict for r in reasons) if reasons else Verdict.PASS), tuple(reasons)
+
+
+def _failures(records: Sequence[RequestRecord], server_dead: str | None) -> list[Reason]:
+    failed = [r for r in records if r.status is not RequestStatus.OK]
+    reasons: list[Reason] = []
+    if failed:
+        kinds: dict[str, int] = {}
+        for record in failed:
+            kinds[record.error or record.status.value] = kinds.get(record.error or record.status.value, 0) + 1
+        told = "; ".join(f"{text} ({count}x)" if count > 1 else text for text, count in list(kinds.items())[:3])
+        more = f"; and {len(kinds) - 3} other kinds" if len(kinds) > 3 else ""
+        reasons.append(_fail("request_failed", f"{len(failed)} of {len(records)} requests failed: {told}{more}"))
+    if server_dead is not None:
+        reasons.append(_fail("server_dead", server_dead))
+    return reasons
+
+
+def _tokens(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason]:
+    reasons: list[Reason] = []
+    silent = [r for r in ok if r.prompt_tokens is None]
+    if silent:
+        text = f"{len(silent)} of {len(ok)} answers carry no usage: the prompt's size is not confirmed by the server"
+        reasons.append(_open("no_usage", text))
+    off = [r for r in ok if r.prompt_tokens is not None and r.prompt_tokens != r.input_tokens]
+    if off:
+        first = max(off, key=lambda r: abs((r.prompt_tokens or 0) - r.input_tokens))
+        error = (first.prompt_tokens or 0) - first.input_tokens
+        text = (
+            f"the server counted {first.prompt_tokens:,} prompt tokens where {first.input_tokens:,} were sent "
+            f"({error:+,}; {len(off)} of {len(ok)} requests)"
+        )
+        # Text can only be aligned as well as the endpoint's tokenizer allows: a small rest is stated, not condemned.
+        aligned = not evidence.exact_ids and all(
+            abs((r.prompt_tokens or 0) - r.input_tokens) <= 0.001 * r.input_tokens + 4 for r in off
+        )
+        reasons.append(_open("token_error", text + "; text is not exact here") if aligned else _invalid("token_error", text))
+    short = [r for r in ok if r.completion_tokens is not None and r.completion_tokens != r.output_tokens]
+    if short:
+        first = short[0]
+        text = (
+            f"{first.completion_tokens:,} output tokens by the server's count where {first.output_tokens:,} were asked for "
+            f"({len(short)} of {len(ok)} requests, finish reason {first.finish_reason})"
+        )
+        reasons.append(_invalid("output_token_error", text))
+    crowded = [r for r in ok if len(r.itl_s) + 1 > r.output_tokens + 1]
+    if crowded and not short:
+        first = crowded[0]
+        text = f"{len(first.itl_s) + 1} token events where {first.output_tokens} tokens were asked for"
+        reasons.append(_invalid("output_token_error", text))
+    moved = evidence.moved
+    if moved is not None and evidence.traffic is not None and moved.prompt_tokens is not None:
+        sent = sum(r.input_tokens for r in ok)
+        # A server that reports the right usage but counts fewer tokens did not process what was sent.
+        if evidence.traffic.missing_prompt_tokens > max(1.0, 0.001 * sent) and not moved.restarted:
+            text = f"the server's counter moved by {moved.prompt_tokens:,.0f} prompt tokens while {sent:,} were sent"
+            reasons.append(_open("counter_mismatch", text))
+    return reasons
+
+
+def _coldness(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason]:
+    cache = evidence.cache
+    if evidence.warm_mode:
+        if cache.state == "UNKNOWN":
+            return [_open("cache_unknown", f"warm mode, but nothing tells whether the cache was hit: {cache.source}")]
+        if cache.state == "COLD":
+            return [_open("not_warm", "warm mode, but no prompt came from the cache: it is off, or too small to keep one prompt")]
+        return []
+    if cache.state == "WARM":
+        cached = sum(r.cached_tokens or 0 for r in ok)
+        share = f"{100 * (cache.share or 0):.1f}%"
+        text = f"{share} of the prompt tokens came from the prefix cache (by {cache.source}; usage says {cached:,} tokens)"
+        return [_invalid("cached_prompt", text)]
+    if cache.state == "UNKNOWN":
+        return [_open("cache_unknown", f"not proven cold: {cache.source}")]
+    return []
+
+
+def _physics(evidence: PointEvidence) -> list[Reason]:
+    physics = evidence.physics
+    reasons: list[Reason] = []
+    if physics is not None and physics.ratio < evidence.limits.floor_ratio and not evidence.warm_mode:
+        share = physics.explaining_cached_share
+        why = f"; a cached share of {100 * share:.0f}% would explain it" if share is not None else ""
+        text = (
+            f"TTFT is {physics.ratio:.2f} of the least time that this hardware needs ({physics.floor_s:.3f} s at "
+            f"{physics.peak_flop_per_s / 1e12:.4g} TFLOP/s, {physics.peak_source}){why}"
+        )
+        reasons.append(_invalid("below_floor", text))
+    return reasons
+
+
+def _company(evidence: PointEvidence) -> list[Reason]:
+    reasons: list[Reason] = []
+    if evidence.moved is None:
+        text = "the server shows no counters: other clients' traffic and silent cache hits cannot be ruled out"
+        if evidence.watched is not None:
+            text += (
+                f" (the requests in flight, read from {evidence.watched}, were ours alone, but a short one slips through)"
+                if not evidence.foreign_running
+                else f" (requests in flight read from {evidence.watched})"
+            )
+            text += "; start SGLang with --enable-metrics"
+        reasons.append(_open("no_metrics", text))
+    others = evidence.traffic
+    if others is not None and others.foreign:
+        text = (
+            f"someone else used the server: {others.foreign_prompt_tokens:,.0f} prompt and "
+            f"{others.foreign_output_tokens:,.0f} output tokens beyond ours ({others.ours_prompt_tokens:,}, "
+            f"{others.ours_output_tokens:,})"
+        )
+        reasons.append(_open("foreign_traffic", text))
+    elif evidence.foreign_running:
+        text = f"up to {evidence.foreign_running:.0f} requests of someone else were on the server before or during the point"
+        reasons.append(_open("foreign_traffic", text))
+    return reasons
+
+
+def _text(evidence: PointEvidence) -> list[Reason]:
+    share, matters = evidence.distinct_share, evidence.repetition_matters
+    if share is None or matters is None or share >= DISTINCT_LEAST:
+        return []
+    text = (
+        f"the text repeats: {100 * share:.1f}% of the prompt's 16-token windows are distinct; at least {100 * DISTINCT_LEAST:.0f}% are "
+        f"required for {matters}; use a longer or less repetitive corpus file, or the built-in text"
+    )
+    return [_open("repeated_text", text)]
+
+
+def _client(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason]:
+    ttft = summarize(r.ttft_s for r in ok)
+    lag = max((r.client_lag_s or 0.0 for r in ok), default=0.0)
+    late = [r for r in ok if (r.client_lag_s or 0.0) > max(LAG_LEAST_S, LAG_SHARE * (r.ttft_s or 0.0))]
+    if late and ttft is not None and len(late) > LAG_REQUESTS_SHARE * len(ok):
+        text = (
+            f"the client itself lagged by up to {1000 * lag:.0f} ms when first tokens arrived "
+            f"({len(late)} of {len(ok)} requests; TTFT p50 {ttft.p50:.3f} s)"
+        )
+        return [_open("client_lag", text)]
+    if evidence.lag_share > LAG_LOOP_SHARE:
+        return [_open("client_lag", f"the client's event loop stood still for {100 * evidence.lag_share:.0f}% of the point")]
+    return []
+
+
+def repeat_medians(ok: Sequence[RequestRecord]) -> list[float]:
+    """Median TTFT of each repeat, in order (seconds)."""
+    groups: dict[int, list[float]] = {}
+    for record in ok:
+        if record.ttft_s is not None:
+            groups.setdefault(record.repeat, []).append(record.ttft_s)
+    return [median(groups[key]) for key in sorted(groups)]
+
+
+def _repeats(ok: Sequence[RequestRecord], limits: Limits) -> list[Reason]:
+    medians = repeat_medians(ok)
+    apart = disagreement(medians)
+    if apart is None or apart <= limits.tolerance or max(medians) - min(medians) <= limits.tolerance_least_s:
+        return []
+    listed = ", ".join(f"{m:.3f}" for m in medians)
+    text = f"repeats disagree by {100 * apart:.0f}% (allowed: {100 * limits.tolerance:.0f}%): TTFT {listed} s"
+    return [_open("repeats_disagree", text)]
+
+
+def _limits(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason]:
+    limits = evidence.limits
+    reasons: list[Reason] = []
+    gaps = summarize(g for r in ok for g in r.itl_s) if limits.itl_s is not None else None
+    for name, limit, stats in (
+        ("TTFT", limits.ttft_s, summarize(r.ttft_s for r in ok)),
+        ("TPOT", limits.tpot_s, summarize(r.tpot_s for r in ok)),
+        ("ITL", limits.itl_s, gaps),
+        ("E2E", limits.e2e_s, summarize(r.e2e_s for r in ok)),
+    ):
+        if limit is not None and stats is not None and stats.p90 > limit:
+            reasons.append(_fail("slo_missed", f"{name} p90 {stats.p90:.4g} s is over the limit of {limit:.4g} s"))
+    return reasons
+
+
+def meets_slo(record: RequestRecord, limits: Limits) -> bool:
+    """Whether one completed request meets every latency limit: what goodput counts."""
+    if record.status is not RequestStatus.OK:
+        return False
+    pairs = (
+        (record.ttft_s, limits.ttft_s),
+        (record.tpot_s, limits.tpot_s),
+        (max(record.itl_s, default=None), limits.itl_s),
+        (record.e2e_s, limits.e2e_s),
+    )
+    return all(limit is None or value is None or value <= limit for value, limit in pairs)
+
+
+def judge_needles(recall: float | None, limit: float | None, applicable: bool) -> tuple[Reason, ...]:
+    """FAIL where recall is under the operator's limit; INCONCLUSIVE where a limit is set and nothing was measured."""
+    if limit is None or not applicable:
+        return ()
+    if recall is None:
+        return (_open("needle_recall", "a recall limit is set but no needle was answered"),)
+    if recall < limit:
+        return (_fail("needle_recall", f"needle recall {recall:.2f} is under the limit of {limit:.2f}"),)
+    return ()
+
+
+def judge_regression(now: Sequence[PointResult], baseline: RunResult, *, least: float = 0.05) -> tuple[Reason, ...]:
+    """FAIL for every point slower than the stored run by more than the noise of both. Points are matched by id."""
+    before = {p.point_id: p for p in baseline.points if p.ran and p.verdict in (Verdict.PASS, Verdict.FAIL)}
+    reasons: list[Reason] = []
+    compared = 0
+    for point in now:
+        then = before.get(point.point_id)
+        if then is None or not point.ran:
+            continue
+        compared += 1
+        pairs: tuple[tuple[str, Stats | None, Stats | None], ...] = (
+            ("TTFT", point.ttft_s, then.ttft_s),
+            ("TPOT", point.tpot_s, then.tpot_s),
+        )
+        for name, new, old in pairs:
+            if new is None or old is None:
+                continue
+            worse, allowed = change(new, old), noise(new, old, least)
+            if worse > allowed:
+                text = (
+                    f"{point.point_id}: {name} p50 {new.p50:.4g} s was {old.p50:.4g} s in run {baseline.run_id}: "
+                    f"{100 * worse:+.0f}%, more than the noise of both ({100 * allowed:.0f}%)"
+                )
+                reasons.append(_fail("regression", text))
+    if not compared:
+        reasons.append(
+            _open("regression", f"run {baseline.run_id} has no valid point in common with this one: nothing was compared")
+        )
+    return tuple(reasons)
+
+
+def implausible_rates(points: Sequence[PointResult], factor: float = 4.0) -> dict[str, Reason]:
+    """Points whose prefill is far faster than every other point of the run, by point id: INVALID.
+
+    Without known hardware there is no floor, but there is the run itself: the rate of a cold prefill rises with length
+    until the hardware is busy and then falls, so a long point cannot beat all shorter ones by a large factor.
+    """
+    out: dict[str, Reason] = {}
+    single = [p for p in points if p.ran and p.ttft_s is not None and p.concurrency == 1]
+    for point in single:
+        assert point.ttft_s is not None  # noqa: S101 - filtered above
+        shorter = [p for p in single if p.input_tokens < point.input_tokens and p.input_tokens >= 1000]
+        if not shorter:
+            continue
+        quickest = max(p.input_tokens / max(p.ttft_s.p50, 1e-6) for p in shorter if p.ttft_s is not None)
+        rate = point.input_tokens / max(point.ttft_s.p50, 1e-6)
+        slowest_shorter = max(p.ttft_s.p50 for p in shorter if p.ttft_s is not None)
+        if rate > factor * quickest and point.ttft_s.p50 < slowest_shorter and math.isfinite(rate):
+            text = (
+                f"{rate:,.0f} tokens/s is {rate / quickest:.1f} times the best shorter point, and quicker in all: "
+                "a cold prompt cannot take less time than a shorter one"
+            )
+            out[point.point_id] = _invalid("implausible", text)
+    return out
