@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.deploy.layout import Layout, layout
+from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.progress import ProgressWriter
 
 # Added to each module's own options. progress_file is set by the action plugin, never by a person.

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..dtypes import normal_dtype
 from ..engines.block_size import block_faults
 from ..engines.rules import SGLANG_SPLIT_ARCHITECTURES, Release, outside_range, vllm_rules
 from ..engines.sizing import (
@@ -27,7 +28,6 @@ from ..engines.sizing import (
     VllmSizing,
     check_settings,
     kv_splits,
-    normal_dtype,
     sglang_batched_tokens,
     sizing_of,
     stages_of,
@@ -50,7 +50,6 @@ __all__ = [
     "max_context",
     "nearest_plans",
     "needed_kv_bytes",
-    "normal_dtype",
     "plan_capacity",
     "requests_that_fit",
     "settings_from_engine",

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..dtypes import DTYPE_BYTES, normal_dtype
 from ..errors import UserError
 from ..models.architecture import AttentionKind, ModelArchitecture
 from ..physics.hardware import GIB, Gpu
@@ -23,18 +23,8 @@ from .vllm.allocator import fp8_load_slack_bytes
 _PRINTED_HALF_GIB = 0.005
 LONGEST_TOKENS = 1 << 40
 
-_KV_BYTES: Mapping[str, float] = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1}
-_DTYPE_NAMES: Mapping[str, str] = {
-    "bfloat16": "bf16",
-    "float16": "fp16",
-    "half": "fp16",
-    "float32": "fp32",
-    "float": "fp32",
-    "fp8_e4m3": "fp8",
-    "fp8_e5m2": "fp8",
-    "float8_e4m3fn": "fp8",
-    "float8_e5m2": "fp8",
-}
+# What the engines keep KV in, as far as the plan can size it.
+_KV_DTYPES = ("bf16", "fp16", "fp32", "fp8")
 
 
 @dataclass(frozen=True)
@@ -99,11 +89,6 @@ class Pool:
     local_tokens: int | None = None
 
 
-def normal_dtype(word: str) -> str:
-    """``bfloat16`` -> ``bf16`` and so on; unknown words come back as they are."""
-    return _DTYPE_NAMES.get(word.lower(), word.lower())
-
-
 def check_settings(s: PlanSettings) -> None:
     if s.engine not in {"vllm", "sglang"}:
         raise UserError(f"engine {s.engine!r}", "vllm or sglang, with a version: vllm==0.12.0", "name a supported engine")
@@ -129,7 +114,7 @@ def check_settings(s: PlanSettings) -> None:
     if s.cuda_graph_max_batch is not None and s.cuda_graph_max_batch < 0:
         raise UserError(f"CUDA graph batch {s.cuda_graph_max_batch}", "0 (no graphs) or more", "give 0 to switch graphs off")
     for label, word, known in (
-        ("KV dtype", s.kv_dtype, {"auto", *_KV_BYTES}),
+        ("KV dtype", s.kv_dtype, {"auto", *_KV_DTYPES}),
         ("weights dtype", s.weights_dtype, {"auto", "bf16", "fp16", "fp8", "fp32"}),
     ):
         if normal_dtype(word) not in known:
@@ -677,7 +662,7 @@ def sizing_of(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, stages: tuple
         kv_dtype = {"fp32": "bf16", "fp8": "bf16"}.get(normal_dtype(model.dtype), normal_dtype(model.dtype))
         if normal_dtype(s.weights_dtype) in {"fp32", "fp16"}:
             kv_dtype = normal_dtype(s.weights_dtype)
-    bytes_each = float(_KV_BYTES.get(kv_dtype, 2))
+    bytes_each = DTYPE_BYTES.get(kv_dtype, 2.0)
     stages, rope = stages or stages_of(model, s), _rope_bytes(model, s)
     if s.engine == "vllm":
         rules = vllm_rules(s.release)

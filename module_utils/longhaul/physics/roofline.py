@@ -22,17 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..dtypes import DTYPE_BYTES, known_dtype
 from ..errors import UserError
 from ..models.architecture import AttentionKind, Layer, ModelArchitecture
 from .hardware import Gpu
 
-WEIGHT_BYTES: Mapping[str, float] = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5, "int4": 0.5}
-_ALIASES: Mapping[str, str] = {
-    "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32", "fp8_e4m3": "fp8",
-    "fp8_e5m2": "fp8", "fp8_inc": "fp8", "float8_e4m3fn": "fp8", "float8_e5m2": "fp8", "mxfp8": "fp8", "mxfp4": "fp4",
-    "nvfp4": "fp4", "compressed-tensors": "fp8", "fbgemm_fp8": "fp8", "modelopt": "fp8", "modelopt_fp4": "fp4",
-    "awq": "int4", "gptq": "int4", "w8a8": "int8",
-}  # fmt: skip
 ON_CHIP_BYTES = 256 * 2**20
 """Data that a device may keep on chip and never read from memory: the largest last-level cache of a listed GPU (MI300X)."""
 
@@ -60,24 +54,13 @@ def weights_dtype(arch: ModelArchitecture, quantization: str | None = None) -> s
     kernels, but may be in fewer: the faster is taken, because the floor must not be too high.
     """
     if quantization:
-        return normal_dtype(quantization)
+        return known_dtype(quantization)
     if arch.quantization:
         if arch.quantization.bits_per_weight <= 4.5:
             return "fp4"
         if arch.quantization.bits_per_weight <= 8.5:
             return "fp8" if "fp8" in arch.quantization.method else "int8"
-    return normal_dtype(arch.dtype, default="bf16")
-
-
-def normal_dtype(name: str, *, default: str | None = None) -> str:
-    """A dtype or quantization name as engines write it -> bf16, fp16, fp32, fp8, int8, fp4, int4. UserError if unknown."""
-    key = name.lower().removeprefix("torch.")
-    key = _ALIASES.get(key, key)
-    if key in WEIGHT_BYTES:
-        return key
-    if default is not None:
-        return default
-    raise UserError(f"dtype {name!r}", "one of " + ", ".join(WEIGHT_BYTES), "correct it")
+    return known_dtype(arch.dtype, default="bf16")
 
 
 def matrix_peak(gpu: Gpu, dtype: str) -> tuple[float, str]:
@@ -143,7 +126,7 @@ def prefill_floor(
     _sizes(gpu_count=gpu_count, input_tokens=input_tokens, concurrency=concurrency)
     if not 0 <= cached_tokens <= input_tokens:
         raise UserError(f"{cached_tokens} cached of {input_tokens} tokens", "0 to the prompt's length", "correct the count")
-    weights = normal_dtype(dtype) if dtype else weights_dtype(arch)
+    weights = known_dtype(dtype) if dtype else weights_dtype(arch)
     fresh = input_tokens - cached_tokens
     linear = 2.0 * arch.linear_parameters_per_token * fresh + 2.0 * arch.head_parameters
     pairs = sum(
@@ -153,7 +136,7 @@ def prefill_floor(
     attention = float(attention_flop_per_pair(arch)) * pairs
     routed = min(arch.experts, fresh * arch.experts_per_token * concurrency) if arch.experts else 0
     read = _weight_bytes(arch, weights, routed)
-    written = concurrency * fresh * len(arch.layers) * arch.kv_elements_per_token_per_layer * WEIGHT_BYTES[_kv(kv_dtype, weights)]
+    written = concurrency * fresh * len(arch.layers) * arch.kv_elements_per_token_per_layer * DTYPE_BYTES[_kv(kv_dtype, weights)]
     return _floor(gpu, gpu_count, concurrency * linear, concurrency * attention, read + written, weights, _kv(kv_dtype, weights))
 
 
@@ -175,7 +158,7 @@ def decode_floor(
     empty. Holds for one token a step: speculative decoding emits several and is bounded by floor / tokens a step.
     """
     _sizes(gpu_count=gpu_count, context_tokens=context_tokens, batch=batch, output_tokens=output_tokens)
-    weights = normal_dtype(dtype) if dtype else weights_dtype(arch)
+    weights = known_dtype(dtype) if dtype else weights_dtype(arch)
     kv = _kv(kv_dtype, weights)
     seen = sum(_decode_keys(layer, context_tokens, output_tokens) for layer in arch.layers)
     linear = 2.0 * batch * (arch.linear_parameters_per_token + arch.head_parameters)
@@ -184,8 +167,8 @@ def decode_floor(
         2 * arch.heads * (2 * arch.mla.kv_lora_rank + arch.mla.qk_rope_head_dim) if arch.mla else attention_flop_per_pair(arch)
     )
     attention = float(batch) * per_key * seen
-    read = _weight_bytes(arch, weights, arch.experts_per_token) + arch.head_parameters * WEIGHT_BYTES[weights]
-    read += batch * seen * arch.kv_elements_per_token_per_layer * WEIGHT_BYTES[kv]
+    read = _weight_bytes(arch, weights, arch.experts_per_token) + arch.head_parameters * DTYPE_BYTES[weights]
+    read += batch * seen * arch.kv_elements_per_token_per_layer * DTYPE_BYTES[kv]
     return _floor(gpu, gpu_count, linear, attention, read, weights, kv)
 
 
@@ -258,7 +241,7 @@ def _kv(kv_dtype: str, weights: str) -> str:
     """``auto`` keeps KV in the model's 16 bits, whatever the weights are stored in."""
     if kv_dtype == "auto":
         return "bf16"
-    return normal_dtype(kv_dtype, default="fp8" if "8" in kv_dtype else weights)
+    return known_dtype(kv_dtype, default="fp8" if "8" in kv_dtype else weights)
 
 
 def _weight_bytes(arch: ModelArchitecture, dtype: str, experts: int) -> float:
@@ -268,8 +251,8 @@ def _weight_bytes(arch: ModelArchitecture, dtype: str, experts: int) -> float:
         spared = arch.expert_parameters * (1.0 - min(experts, arch.experts) / arch.experts)
     total = sum(x.attention_parameters + x.ffn_parameters for x in arch.layers) - spared
     # A checkpoint packed below the dtype of its products is read in its packed size.
-    packed = arch.quantization.bits_per_weight / 8 if arch.quantization else WEIGHT_BYTES[dtype]
-    return total * min(packed, WEIGHT_BYTES[dtype])
+    packed = arch.quantization.bits_per_weight / 8 if arch.quantization else DTYPE_BYTES[dtype]
+    return total * min(packed, DTYPE_BYTES[dtype])
 
 
 def _floor(gpu: Gpu, count: int, linear: float, attention: float, moved: float, weights: str, kv: str) -> Floor:

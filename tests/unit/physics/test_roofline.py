@@ -25,7 +25,6 @@ from longhaul.physics.roofline import (
     floor_ratio,
     matrix_peak,
     mfu,
-    normal_dtype,
     physical_cores,
     prefill_floor,
     weights_dtype,
@@ -306,13 +305,6 @@ def test_sizes_and_names_that_make_no_sense_are_refused() -> None:
         with pytest.raises(UserError) as caught:
             call()
         assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("torch.bfloat16", "bf16"), ("fp8_e4m3", "fp8"), ("Float16", "fp16"), ("mxfp4", "fp4"), ("awq", "int4")]
-)
-def test_dtype_names_of_the_engines(name: str, dtype: str) -> None:
-    assert normal_dtype(name) == dtype
 
 
 TWO_CORES = (
