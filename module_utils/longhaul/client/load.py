@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from ..prompts.facts import PromptFacts
 from ..results import NeedleAnswer, RequestRecord, RequestStatus, to_jsonable
 from .client import Buffer, Client, EventParser, Exchange, Timeouts
 
@@ -25,7 +26,7 @@ _SMALL_LAG_S = 0.002
 
 @dataclass(frozen=True)
 class Job:
-    """One request, ready to be sent: its body is serialised before any clock starts."""
+    """One request, ready to be sent: its body is serialised before any clock starts. ``prompt``: for its record."""
 
     point_id: str
     index: int
@@ -36,10 +37,7 @@ class Job:
     path: str
     parts: tuple[Buffer, ...]
     build_s: float
-    prompt_sha256: str | None = None
-    prompt_start: int | None = None
-    nonce: str | None = None
-    shared_prefix_tokens: int = 0
+    prompt: PromptFacts | None = None
     judge: Callable[[str], tuple[NeedleAnswer, ...]] | None = None
 
 
@@ -174,13 +172,13 @@ def to_record(job: Job, exchange: Exchange, started_unix_s: float, lag_s: float)
         completion_tokens=exchange.completion_tokens,
         cached_tokens=exchange.cached_tokens,
         finish_reason=exchange.finish_reason,
-        prompt_sha256=job.prompt_sha256,
-        prompt_start=job.prompt_start,
-        nonce=job.nonce,
+        prompt_sha256=job.prompt.sha256 if job.prompt else None,
+        prompt_start=job.prompt.start if job.prompt else None,
+        nonce=job.prompt.nonce if job.prompt else None,
         text=exchange.text,
         needles=job.judge(exchange.text) if job.judge is not None and exchange.status is RequestStatus.OK else (),
         client_lag_s=lag_s,
-        shared_prefix_tokens=job.shared_prefix_tokens,
+        shared_prefix_tokens=job.prompt.shared_prefix_tokens if job.prompt else 0,
     )
 
 

@@ -16,36 +16,29 @@ from typing import Any
 
 from ..errors import UserError
 from .corpus import Corpus, Tokenizer, render_ids
-from .needles import Needle, NeedlePlan
+from .facts import PromptFacts
+from .needles import NeedlePlan
 
 NONCE_TOKENS = 16
 LATEST_NONCE = 8
 """At most so many tokens stand before the nonce, so that half of it lies in the first block of 16."""
+TEXT_SHARED_TOKENS = 64
+"""Allowed before a text prompt's nonce: a chat template's head stands there, and its size is not known from outside."""
 _NONCE_MARK, _BODY_MARK, _QUESTION_MARK = "\ue000nonce\ue001", "\ue000text\ue001", "\ue000question\ue001"
 
 Piece = bytes | memoryview
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """One prompt as it goes on the wire.
+class Prompt(PromptFacts):
+    """One prompt of token ids as it goes on the wire.
 
     ``ids_json``: pieces whose concatenation is the JSON array of exactly ``n_tokens`` ids (pieces of the memory map where
-    possible: hand them to the transport one by one). ``start``: first corpus token of the text. ``nonce``: its ids, joined
-    by commas. ``sha256``: of the JSON array. ``shared_prefix_tokens``: tokens before the nonce (a chat template's head),
-    the only ones that a prefix cache may rightly hold.
+    possible: hand them to the transport one by one).
     """
 
     ids_json: tuple[Piece, ...]
-    n_tokens: int
-    start: int
-    nonce: str
-    sha256: str
-    needles: tuple[Needle, ...]
-    seed_key: str
-    shared_prefix_tokens: int
     json_bytes: int
-    corpus: str
 
     def ids(self) -> list[int]:
         """All ids as a list (for tests and small prompts: copies and parses the whole prompt)."""
@@ -53,20 +46,13 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class TextPrompt:
+class TextPrompt(PromptFacts):
     """A prompt as text. ``counted_tokens`` is the counter's last word, ``residual_tokens`` = counted - asked (0: exact)."""
 
     text: str
-    n_tokens: int
     counted_tokens: int
     residual_tokens: int
     rounds: int
-    start: int
-    nonce: str
-    sha256: str
-    needles: tuple[Needle, ...]
-    seed_key: str
-    corpus: str
 
 
 @dataclass(frozen=True)
@@ -223,6 +209,7 @@ class PromptFactory:
             sha256=hashlib.sha256(text.encode("utf-8")).hexdigest(),
             needles=needles.needles if needles else (),
             seed_key=seed_key,
+            shared_prefix_tokens=TEXT_SHARED_TOKENS,
             corpus=self.corpus.fingerprint,
         )
 

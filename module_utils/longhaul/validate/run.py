@@ -32,6 +32,7 @@ from ..files import write_atomic
 from ..models.architecture import ModelArchitecture
 from ..physics import roofline
 from ..physics.hardware import Gpu
+from ..prompts.facts import PromptFacts
 from ..prompts.needles import KINDS, NeedleKind, NeedlePlan, aggregate, answers, plan_needles
 from ..prompts.needles import recall as needle_recall
 from ..prompts.needles import shown as shown_needle
@@ -90,7 +91,6 @@ _LAST_WORDS_S = 2.0  # how long a supervisor may take to write what a process sa
 _SETTLE_S = 3.0  # how long counters may trail the last byte of an answer
 _SAMPLE_LEAST_S = 0.5
 _WARM_UP_TOKENS = 10_000  # more than one prefill chunk of either engine (8,192): every kernel has run once
-_TEXT_SHARED_TOKENS = 64  # a chat template's head stands before the nonce; its size is not known from outside
 
 
 @dataclass(frozen=True)
@@ -516,16 +516,17 @@ class _Run:
             # Hashed: vLLM takes 128 characters at most, and neither '@' nor '/'.
             salt = hashlib.sha256(f"{self.salt}-{key}".encode()).hexdigest()[:32]
         parts: tuple[Buffer, ...]
+        facts: PromptFacts
         if self.config.transport == "text":
             text = await self._text_prompt(point.input_tokens, key, plan)
             path, parts = "/v1/chat/completions", (self._chat_body(text.text, point.output_tokens, salt),)
-            sha256, start, nonce, shared = text.sha256, text.start, text.nonce, _TEXT_SHARED_TOKENS
+            facts = text
         else:
             prompt = self.factory.prompt(point.input_tokens, seed_key=key, needles=plan)
             version = Version.parse(self.server.version) if _is_version(self.server.version) else None
             template = self.adapter.generate_ids(self.server.model, point.output_tokens, cache_salt=salt, version=version)
             path, parts = template.path, (template.head, *prompt.ids_json, template.tail)
-            sha256, start, nonce, shared = prompt.sha256, prompt.start, prompt.nonce, prompt.shared_prefix_tokens
+            facts = prompt
         return Job(
             point_id=point.id,
             index=index,
@@ -536,10 +537,7 @@ class _Run:
             path=path,
             parts=parts,
             build_s=time.perf_counter() - begun,
-            prompt_sha256=sha256,
-            prompt_start=start,
-            nonce=nonce,
-            shared_prefix_tokens=shared,
+            prompt=facts,
             judge=functools.partial(answers, plan) if plan is not None else None,
         )
 
