@@ -17,9 +17,9 @@ from pathlib import Path
 
 from longhaul.capacity.plan import PlanSettings, nearest_plans, plan_capacity
 from longhaul.cli import main
-from longhaul.engines.rules import Release
 from longhaul.models.architecture import load_architecture
 from longhaul.physics.hardware import get_gpu
+from longhaul.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 SCOUT = ROOT / "tests" / "data" / "configs" / "llama-4-scout.json"
@@ -50,7 +50,7 @@ def sweep() -> None:
 def report() -> None:
     """Print one line for each measurement."""
     model, gpu = load_architecture(SCOUT), get_gpu("h200")
-    settings = PlanSettings("vllm", Release.parse("0.12.0"), 8_388_608, tensor_parallel=8, available_kv_gib=89.71)
+    settings = PlanSettings("vllm", Version.parse("0.12.0"), 8_388_608, tensor_parallel=8, available_kv_gib=89.71)
     rows: list[tuple[str, Callable[[], object], int, float | None]] = [
         ("interpreter alone", lambda: python("pass"), 7, None),
         ("import longhaul (process)", lambda: python("import longhaul"), 7, None),

@@ -15,9 +15,9 @@ import pytest
 from longhaul.capacity.plan import Plan, PlanSettings, compare_with_engine, plan_capacity
 from longhaul.engines.base import EngineCapacity
 from longhaul.engines.registry import get_engine
-from longhaul.engines.rules import Release
 from longhaul.models.architecture import load_architecture
 from longhaul.physics.hardware import get_gpu
+from longhaul.version import Version
 
 pytestmark = pytest.mark.engine
 
@@ -117,7 +117,7 @@ class Engine:
     """The engine's Python, its release, and the folders of the toy models."""
 
     python: Path
-    release: Release
+    release: Version
     models: dict[str, Path] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
@@ -149,7 +149,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     for name, config in MODELS.items():
         folders[name] = tmp_path_factory.mktemp(name)
         (folders[name] / "config.json").write_text(json.dumps({**_COMMON, **config}), encoding="utf-8")
-    return Engine(python, Release.parse(version), folders)
+    return Engine(python, Version.parse(version), folders)
 
 
 @pytest.fixture(scope="module")

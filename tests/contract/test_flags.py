@@ -15,12 +15,13 @@ import pytest
 from contract.flag_sources import BOUNDARY, VERSIONS, Registry, SourceUnavailable, names_of, registry
 from hypothesis import given
 from hypothesis import strategies as st
-from longhaul.engines.base import EngineSettings, Phase, Version
+from longhaul.engines.base import EngineSettings, Phase
 from longhaul.engines.registry import get_engine
 from longhaul.engines.sglang.adapter import API_KEY_ENV
 from longhaul.engines.sglang.adapter import ENGINE_FAILURES as SGLANG_FAILURES
 from longhaul.engines.vllm.adapter import ENGINE_FAILURES as VLLM_FAILURES
 from longhaul.errors import UserError
+from longhaul.version import Version
 
 CHOSEN = VERSIONS if os.environ.get("LONGHAUL_CONTRACT_ALL") == "1" else BOUNDARY
 LIVE = [(engine, version) for engine, versions in CHOSEN.items() for version in versions]

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..engines.base import EngineCapacity, EngineSettings
-from ..engines.rules import Release
 from ..engines.sglang.adapter import default_max_running_requests
 from ..errors import UserError
 from ..models.architecture import ModelArchitecture, load_architecture
 from ..physics.hardware import GIB, DetectedGpu, Gpu, get_gpu
 from ..results import CapacityFacts, to_jsonable
+from ..version import Version
 from .plan import (
     Finding,
     Plan,
@@ -127,4 +127,4 @@ def _plan_settings(engine: str, version: str, settings: EngineSettings) -> PlanS
     running = None
     if engine == "sglang":
         running = settings.max_num_seqs or default_max_running_requests(settings.context_tokens)
-    return settings_from_engine(settings, engine, Release.parse(version), max_running_requests=running)
+    return settings_from_engine(settings, engine, Version.parse(version), max_running_requests=running)

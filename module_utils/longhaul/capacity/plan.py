@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..dtypes import normal_dtype
 from ..engines.block_size import block_faults
-from ..engines.rules import SGLANG_SPLIT_ARCHITECTURES, Release, outside_range, vllm_rules
+from ..engines.rules import SGLANG_SPLIT_ARCHITECTURES, outside_range, vllm_rules
 from ..engines.sizing import (
     LONGEST_TOKENS,
     KvGroup,
@@ -35,6 +35,7 @@ from ..engines.sizing import (
 from ..models.architecture import AttentionKind, ModelArchitecture
 from ..physics.hardware import GIB, Gpu
 from ..results import CapacityFacts
+from ..version import Version
 
 if TYPE_CHECKING:
     from ..engines.base import EngineCapacity, EngineSettings
@@ -281,7 +282,7 @@ def compare_with_engine(plan: Plan, engine: EngineCapacity, tolerance: float = D
 def settings_from_engine(
     wanted: EngineSettings,
     engine: str,
-    release: Release,
+    release: Version,
     *,
     max_running_requests: int | None = None,
     concurrency: int = 1,

@@ -19,10 +19,10 @@ from ..capacity.plan import (
     plan_capacity,
     requests_that_fit,
 )
-from ..engines.rules import Release
 from ..errors import UserError
 from ..models.architecture import ModelArchitecture, load_architecture
 from ..physics.hardware import GIB, GPUS, Gpu, get_gpu
+from ..version import Version
 
 NAME = "plan"
 HELP = "predict what an engine will hold on given GPUs, before it starts"
@@ -173,11 +173,11 @@ def _one_line(parser: argparse.ArgumentParser, message: str) -> NoReturn:
     raise AssertionError  # exit does not return
 
 
-def _engine(text: str) -> tuple[str, Release]:
+def _engine(text: str) -> tuple[str, Version]:
     name, _, version = text.partition("==")
     if name not in {"vllm", "sglang"} or not version:
         raise UserError(f"engine {text!r}", "vllm==VERSION or sglang==VERSION", "give, for instance, vllm==0.12.0")
-    return name, Release.parse(version)
+    return name, Version.parse(version)
 
 
 def _parallel(args: argparse.Namespace) -> tuple[int, int, int]:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..engines.base import Version
 from ..engines.registry import ENGINES
 from ..errors import UserError
 from ..files import free_bytes
+from ..version import Version
 from .layout import DEFAULT_INSTANCE, Layout, layout
 from .model_store import SOURCES, check_model_dir
 from .ports import ancestors_of, port_holder, port_is_free

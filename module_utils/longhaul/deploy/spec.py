@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..engines.base import EngineSettings, Version
+from ..engines.base import EngineSettings
 from ..engines.registry import get_engine
 from ..errors import UserError
 from ..files import read_json, to_json, write_atomic
+from ..version import Version
 from .layout import Layout
 from .rolling import begin, is_unproven, keep_as_previous, settle
 

@@ -12,40 +12,9 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, Literal, Protocol
 
-from ..errors import UserError
+from ..version import Version
 
 HybridKv = Literal["on", "off", "default"]
-
-
-@dataclass(frozen=True, order=True)
-class Version:
-    """An engine version, ordered. Post-releases count (0.5.6.post2 > 0.5.6)."""
-
-    release: tuple[int, ...]
-    post: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> Version:
-        """Read ``0.12.0``, ``v0.12.0``, ``0.5.6.post2`` or an image tag (``v0.5.6.post2-runtime``, ``0.32.0+cpu``)."""
-        core = text.strip().lstrip("v").split("-")[0].split("+")[0]
-        release: list[int] = []
-        post = 0
-        for part in core.split("."):
-            if part.startswith("post") and part[4:].isdigit():
-                post = int(part[4:])
-            elif part.isdigit():
-                release.append(int(part))
-            else:
-                release = []
-                break
-        if not release:
-            raise UserError(f"engine version {text!r}", "a release number such as 0.12.0 or 0.5.6.post2", "set engine_version")
-        while len(release) < 3:
-            release.append(0)
-        return cls(tuple(release), post)
-
-    def __str__(self) -> str:
-        return ".".join(map(str, self.release)) + (f".post{self.post}" if self.post else "")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ..errors import UserError
-from .rules import Release, sglang_rules, vllm_rules
+from ..version import Version
+from .rules import sglang_rules, vllm_rules
 
 
 def block_faults(
     engine: str,
-    release: Release,
+    release: Version,
     size: int | None,
     *,
     on_cpu: bool = False,
@@ -44,7 +45,7 @@ def check_one_token(size: int | None) -> None:
         raise _no_token(size)
 
 
-def _vllm_faults(release: Release, size: int, on_cpu: bool) -> list[UserError]:
+def _vllm_faults(release: Version, size: int, on_cpu: bool) -> list[UserError]:
     rules = vllm_rules(release)
     multiple = rules.cpu_block_multiple if on_cpu else 16
     if size % multiple:
@@ -56,7 +57,7 @@ def _vllm_faults(release: Release, size: int, on_cpu: bool) -> list[UserError]:
     return []
 
 
-def _sglang_faults(release: Release, size: int, prefill_chunk: int | None, fa3: bool, architecture: str) -> list[UserError]:
+def _sglang_faults(release: Version, size: int, prefill_chunk: int | None, fa3: bool, architecture: str) -> list[UserError]:
     found: list[UserError] = []
     if prefill_chunk is not None and prefill_chunk > 0 and prefill_chunk % size:
         fix = f"set max_num_batched_tokens to a multiple of {size}, or choose another block size"

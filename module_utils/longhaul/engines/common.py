@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
-from .base import EngineSettings, FailureMark, StreamEvent, Usage, Version
+from ..version import Version
+from .base import EngineSettings, FailureMark, StreamEvent, Usage
 
 _ACCESS = "accept the model's licence on the hub, check that the token file holds a token with read access, or use a local path"
 PATH_ADVICE = "check the model path on this host (and its mount in the container): the folder needs config.json and weights"

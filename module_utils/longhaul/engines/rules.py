@@ -11,33 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import UserError
-
-
-@dataclass(frozen=True, order=True)
-class Release:
-    """An engine release, ordered; post-releases count (0.5.6.post2 > 0.5.6)."""
-
-    numbers: tuple[int, ...]
-    post: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> Release:
-        """``0.12.0``, ``v0.12.0``, ``0.5.6.post2-runtime`` or ``0.32.0+cpu``; a UserError for anything else."""
-        core = text.strip().lstrip("v").split("-", maxsplit=1)[0].split("+", maxsplit=1)[0]
-        words = core.split(".")
-        post = 0
-        if words and words[-1].startswith("post") and words[-1][4:].isdigit():
-            post = int(words.pop()[4:])
-        if not words or not all(w.isdigit() for w in words):
-            raise UserError(
-                f"engine version {text!r}", "a release number such as 0.12.0 or 0.5.6.post2", "name the engine's release"
-            )
-        numbers = [int(w) for w in words]
-        return cls(tuple(numbers + [0] * (3 - len(numbers))), post)
-
-    def __str__(self) -> str:
-        return ".".join(map(str, self.numbers)) + (f".post{self.post}" if self.post else "")
+from ..version import Version
 
 
 @dataclass(frozen=True)
@@ -145,10 +119,10 @@ class SglangRules:
     paged_chunks: bool
 
 
-def _facts_at(flips: Sequence[Flip], release: Release) -> dict[str, Any]:
+def _facts_at(flips: Sequence[Flip], release: Version) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for flip in flips:
-        if release >= Release.parse(flip.since):
+        if release >= Version.parse(flip.since):
             facts[flip.fact] = flip.after
         else:
             facts.setdefault(flip.fact, flip.before)
@@ -156,18 +130,18 @@ def _facts_at(flips: Sequence[Flip], release: Release) -> dict[str, Any]:
 
 
 @functools.cache
-def vllm_rules(release: Release) -> VllmRules:
+def vllm_rules(release: Version) -> VllmRules:
     """The rules of that vLLM release."""
     return VllmRules(**_facts_at(VLLM_FLIPS, release))
 
 
 @functools.cache
-def sglang_rules(release: Release) -> SglangRules:
+def sglang_rules(release: Version) -> SglangRules:
     """The rules of that SGLang release."""
     return SglangRules(**_facts_at(SGLANG_FLIPS, release))
 
 
-def outside_range(engine: str, release: Release) -> tuple[str, str] | None:
+def outside_range(engine: str, release: Version) -> tuple[str, str] | None:
     """The verified range of that engine when ``release`` lies outside it, else ``None``."""
     low, high = VLLM_RANGE if engine == "vllm" else SGLANG_RANGE
-    return None if Release.parse(low) <= release <= Release.parse(high) else (low, high)
+    return None if Version.parse(low) <= release <= Version.parse(high) else (low, high)

@@ -15,8 +15,9 @@ from ..dtypes import DTYPE_BYTES, normal_dtype
 from ..errors import UserError
 from ..models.architecture import AttentionKind, ModelArchitecture
 from ..physics.hardware import GIB, Gpu
+from ..version import Version
 from .block_size import check_one_token
-from .rules import SGLANG_SPLIT_ARCHITECTURES, Release, SglangRules, VllmRules, sglang_rules, vllm_rules
+from .rules import SGLANG_SPLIT_ARCHITECTURES, SglangRules, VllmRules, sglang_rules, vllm_rules
 from .vllm.allocator import fp8_load_slack_bytes
 
 # The engines print memory with two decimals: the true figure lies within half of the last one.
@@ -37,7 +38,7 @@ class PlanSettings:
     """
 
     engine: str
-    release: Release
+    release: Version
     context_tokens: int
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
@@ -356,7 +357,7 @@ class Sizing:
 class VllmSizing(Sizing):
     """vLLM v1: a pool of equal blocks that all groups draw from (v1/core/kv_cache_utils.py)."""
 
-    rules: VllmRules = field(default_factory=lambda: vllm_rules(Release((0, 33, 0))))
+    rules: VllmRules = field(default_factory=lambda: vllm_rules(Version((0, 33, 0))))
     block: int = 16
     in_flight: int = 0
 
@@ -462,7 +463,7 @@ class VllmSizing(Sizing):
 class SglangSizing(Sizing):
     """SGLang: token slots of all layers, or two pools (full and local layers) where the model and release split them."""
 
-    rules: SglangRules = field(default_factory=lambda: sglang_rules(Release((0, 5, 23))))
+    rules: SglangRules = field(default_factory=lambda: sglang_rules(Version((0, 5, 23))))
     page: int = 1
     kvcache_ratio: float = 0.0
 

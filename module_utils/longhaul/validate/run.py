@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from ..client.client import Buffer, Client, Endpoint, HttpFormatError, Reply, Timeouts
 from ..client.load import Job, LagMonitor, RecordWriter, run_burst
 from ..deploy.startup import last_words
-from ..engines.base import EngineAdapter, Version
+from ..engines.base import EngineAdapter
 from ..engines.registry import get_engine
 from ..errors import UserError
 from ..files import write_atomic
@@ -55,7 +55,7 @@ from ..results import (
     worst,
 )
 from ..stats import median, summarize
-from ..version import __version__
+from ..version import Version, __version__
 from .evidence import (
     LOAD_PATHS,
     cache_finding,

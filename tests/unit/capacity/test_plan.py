@@ -20,12 +20,13 @@ from longhaul.capacity.plan import (
     requests_that_fit,
     settings_from_engine,
 )
-from longhaul.engines.base import EngineCapacity, EngineSettings, Version
+from longhaul.engines.base import EngineCapacity, EngineSettings
 from longhaul.engines.registry import get_engine
-from longhaul.engines.rules import SGLANG_FLIPS, VLLM_FLIPS, Release, vllm_rules
+from longhaul.engines.rules import SGLANG_FLIPS, VLLM_FLIPS, vllm_rules
 from longhaul.errors import UserError
 from longhaul.models.architecture import ModelArchitecture, load_architecture
 from longhaul.physics.hardware import GIB, Gpu, get_gpu
+from longhaul.version import Version
 from support.paths import CONFIGS
 
 FIGURES = json.loads((CONFIGS / "engine_figures" / "vllm.json").read_text(encoding="utf-8"))
@@ -43,12 +44,12 @@ SCOUT = model("llama-4-scout")
 
 def vllm(release: str = "0.12.0", context: int = 8_388_608, **changes: Any) -> PlanSettings:
     changes.setdefault("tensor_parallel", 8)
-    return PlanSettings("vllm", Release.parse(release), context, **changes)
+    return PlanSettings("vllm", Version.parse(release), context, **changes)
 
 
 def sglang(release: str = "0.5.23", context: int = 2_097_152, **changes: Any) -> PlanSettings:
     changes.setdefault("tensor_parallel", 8)
-    return PlanSettings("sglang", Release.parse(release), context, **changes)
+    return PlanSettings("sglang", Version.parse(release), context, **changes)
 
 
 # ---- the request's own figures
@@ -279,9 +280,9 @@ def test_every_sglang_release_agrees_with_its_own_code(release: str) -> None:
 
 
 def test_rules_change_at_the_release_that_the_row_names() -> None:
-    before, after = vllm_rules(Release.parse("0.20.2")), vllm_rules(Release.parse("0.21.0"))
+    before, after = vllm_rules(Version.parse("0.20.2")), vllm_rules(Version.parse("0.21.0"))
     assert (before.printed_tokens, after.printed_tokens) == ("blocks", "concurrency")
-    assert [vllm_rules(Release.parse(v)).start_check for v in ("0.13.0", "0.14.0", "0.18.1", "0.19.0")] == [
+    assert [vllm_rules(Version.parse(v)).start_check for v in ("0.13.0", "0.14.0", "0.18.1", "0.19.0")] == [
         "layers",
         "first_group",
         "first_group",
@@ -447,7 +448,7 @@ def test_the_plan_and_the_launch_refuse_a_block_size_in_the_same_words(
     wanted = EngineSettings("/m", "m", 8192, cpu_kv_cache_gib=4 if "device" in changes else None, **changes)
     with pytest.raises(UserError, match=required) as caught:
         get_engine(engine).launch(wanted, Version.parse(release))
-    plan = settings_from_engine(wanted, engine, Release.parse(release))
+    plan = settings_from_engine(wanted, engine, Version.parse(release))
     findings = [
         f for f in check_plan(model("llama-3.1-8b"), CPU if "device" in changes else H200, plan) if f.code == "block_size"
     ]
@@ -603,11 +604,11 @@ def test_without_the_engines_memory_the_comparison_is_not_exact() -> None:
 
 def test_a_deployments_settings_become_a_plans() -> None:
     wanted = EngineSettings("/m", "m", 8192, device="cpu", cpu_kv_cache_gib=2, quantization="fp8", max_num_seqs=4)
-    found = settings_from_engine(wanted, "vllm", Release.parse("0.32.0"), concurrency=2)
+    found = settings_from_engine(wanted, "vllm", Version.parse("0.32.0"), concurrency=2)
     assert (found.available_kv_gib, found.weights_dtype, found.max_num_seqs, found.concurrency) == (2, "fp8", 4, 2)
     assert plan_capacity(model("smollm2-135m"), CPU, found).exact
     paged = EngineSettings("/m", "m", 8192, block_size_tokens=128, attention_backend="triton")
-    found = settings_from_engine(paged, "sglang", Release.parse("0.5.23"))
+    found = settings_from_engine(paged, "sglang", Version.parse("0.5.23"))
     assert (found.block_size, found.attention_backend) == (128, "triton")
 
 
@@ -641,7 +642,7 @@ def test_nonsense_is_one_line(wrong: dict[str, Any]) -> None:
 @pytest.mark.parametrize("text", ["", "latest", "0.12.x", "v", "-1"])
 def test_versions_that_are_none_are_one_line(text: str) -> None:
     with pytest.raises(UserError):
-        Release.parse(text)
+        Version.parse(text)
 
 
 def test_a_cpu_plan_needs_the_kv_space() -> None:
@@ -666,7 +667,7 @@ HYBRID = st.sampled_from(["on", "off", "default"])
 
 
 def _settings(engine: tuple[str, str], context: int, **changes: Any) -> PlanSettings:
-    return PlanSettings(engine[0], Release.parse(engine[1]), context, **changes)
+    return PlanSettings(engine[0], Version.parse(engine[1]), context, **changes)
 
 
 @settings(max_examples=150, deadline=None)

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from longhaul.capacity.gate import gate
 from longhaul.deploy.spec import settings_from
-from longhaul.engines.base import Version
 from longhaul.engines.registry import get_engine
 from longhaul.physics.hardware import get_gpu
+from longhaul.version import Version
 from support.paths import ROOT
 
 SETS = sorted((ROOT / "vars" / "sets").glob("*.yml"))

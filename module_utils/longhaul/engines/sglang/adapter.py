@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...errors import UserError
+from ...version import Version
 from ..base import (
     BodyTemplate,
     EngineCapacity,
@@ -25,7 +26,6 @@ from ..base import (
     PhaseMark,
     StreamEvent,
     Usage,
-    Version,
 )
 from ..block_size import block_faults
 from ..common import (
@@ -39,7 +39,6 @@ from ..common import (
     openai_event,
     refuse_first,
 )
-from ..rules import Release
 
 OLDEST = Version.parse("0.5.6.post2")
 
@@ -214,8 +213,8 @@ class SGLang:
             )
         if s.max_num_seqs is not None and s.max_num_seqs < 1:
             raise UserError(f"max_num_seqs {s.max_num_seqs}", "1 or more", "raise it, or leave it out")
-        release, chunk, fa3 = Release.parse(str(version)), s.max_num_batched_tokens, s.attention_backend == "fa3"
-        refuse_first(block_faults("sglang", release, s.block_size_tokens, prefill_chunk=chunk, fa3=fa3))
+        chunk, fa3 = s.max_num_batched_tokens, s.attention_backend == "fa3"
+        refuse_first(block_faults("sglang", version, s.block_size_tokens, prefill_chunk=chunk, fa3=fa3))
         requests = s.max_num_seqs or default_max_running_requests(s.context_tokens)
         key = api_key_path(s)
         argv = ["-c", KEY_LAUNCHER] if key else ["-m", "sglang.launch_server"]

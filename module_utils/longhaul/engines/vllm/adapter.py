@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...errors import UserError
+from ...version import Version
 from ..base import (
     BodyTemplate,
     EngineCapacity,
@@ -24,7 +25,6 @@ from ..base import (
     Phase,
     PhaseMark,
     StreamEvent,
-    Version,
 )
 from ..block_size import block_faults
 from ..common import (
@@ -40,7 +40,6 @@ from ..common import (
     openai_event,
     refuse_first,
 )
-from ..rules import Release
 
 OLDEST = Version.parse("0.12.0")
 
@@ -205,8 +204,7 @@ class VLLM:
                 raise UserError(f"{name} with vLLM", "a setting of SGLang only", f"remove {name}")
         check_extra_args(settings)
         s = settings
-        release = Release.parse(str(version))
-        refuse_first(block_faults("vllm", release, s.block_size_tokens, on_cpu=s.device == "cpu"))
+        refuse_first(block_faults("vllm", version, s.block_size_tokens, on_cpu=s.device == "cpu"))
         env: dict[str, str] = {}
         argv = ["-m", "vllm.entrypoints.openai.api_server", "--model", s.model_path]
         argv += ["--served-model-name", s.served_model_name, "--host", s.host, "--port", str(s.port)]

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from longhaul.engines.base import EngineAdapter, Phase, Version, diagnose, phase_of
+from longhaul.engines.base import EngineAdapter, Phase, diagnose, phase_of
 from longhaul.engines.registry import get_engine
 from longhaul.engines.sglang.adapter import API_KEY_ENV, default_max_running_requests
 from longhaul.errors import UserError
+from longhaul.version import Version
 from unit.engines.samples import SGLANG, log, settings
 
 ADAPTER: EngineAdapter = get_engine("sglang")

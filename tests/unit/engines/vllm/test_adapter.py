@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from longhaul.engines.base import EngineAdapter, EngineCapacity, Phase, Version, diagnose, phase_of
+from longhaul.engines.base import EngineAdapter, EngineCapacity, Phase, diagnose, phase_of
 from longhaul.engines.registry import get_engine
 from longhaul.errors import UserError
+from longhaul.version import Version
 from unit.engines.samples import VLLM_NEW, VLLM_OLD, log, settings
 
 VLLM: EngineAdapter = get_engine("vllm")

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from longhaul.capacity.plan import PlanSettings, plan_capacity
-from longhaul.engines.rules import Release
 from longhaul.engines.sizing import stages_of
 from longhaul.engines.vllm.allocator import fp8_load_slack_bytes
 from longhaul.models.architecture import load_architecture
 from longhaul.physics.hardware import GIB, get_gpu
+from longhaul.version import Version
 from support.paths import CONFIGS
 
 SCOUT = load_architecture(CONFIGS / "llama-4-scout.json")
@@ -20,7 +20,7 @@ H200 = get_gpu("h200")
 
 
 def settings(release: str, tp: int, weights: str = "fp8") -> PlanSettings:
-    return PlanSettings("vllm", Release.parse(release), 262_144, tensor_parallel=tp, weights_dtype=weights, text_only=True)
+    return PlanSettings("vllm", Version.parse(release), 262_144, tensor_parallel=tp, weights_dtype=weights, text_only=True)
 
 
 # "Model loading took N GiB memory", vLLM 0.25.1, fp8 on load, one H200 and two.
