@@ -17,7 +17,7 @@ from pathlib import Path
 
 from longhaul.capacity.plan import PlanSettings, nearest_plans, plan_capacity
 from longhaul.cli import main
-from longhaul.models.architecture import load_architecture
+from longhaul.models.reader import load_architecture
 from longhaul.physics.hardware import get_gpu
 from longhaul.version import Version
 

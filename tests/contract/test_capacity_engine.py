@@ -15,7 +15,7 @@ import pytest
 from longhaul.capacity.plan import Plan, PlanSettings, compare_with_engine, plan_capacity
 from longhaul.engines.base import EngineCapacity
 from longhaul.engines.registry import get_engine
-from longhaul.models.architecture import load_architecture
+from longhaul.models.reader import load_architecture
 from longhaul.physics.hardware import get_gpu
 from longhaul.version import Version
 

@@ -9,7 +9,8 @@ from typing import Any
 from ..engines.base import EngineCapacity, EngineSettings
 from ..engines.sglang.adapter import default_max_running_requests
 from ..errors import UserError
-from ..models.architecture import ModelArchitecture, load_architecture
+from ..models.architecture import ModelArchitecture
+from ..models.reader import load_architecture
 from ..physics.hardware import GIB, DetectedGpu, Gpu, get_gpu
 from ..results import CapacityFacts, to_jsonable
 from ..version import Version

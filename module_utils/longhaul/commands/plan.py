@@ -20,7 +20,8 @@ from ..capacity.plan import (
     requests_that_fit,
 )
 from ..errors import UserError
-from ..models.architecture import ModelArchitecture, load_architecture
+from ..models.architecture import ModelArchitecture
+from ..models.reader import load_architecture
 from ..physics.hardware import GIB, GPUS, Gpu, get_gpu
 from ..version import Version
 

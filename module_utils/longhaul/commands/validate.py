@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 from ..errors import UserError
-from ..models.architecture import ModelArchitecture, load_architecture
+from ..models.architecture import ModelArchitecture
+from ..models.reader import load_architecture
 from ..physics.hardware import Gpu, get_gpu
 from ..prompts.needles import DEFAULT_DEPTHS, KINDS
 from ..results import EXIT_CODES, RunResult

@@ -14,7 +14,8 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import read_json
-from ..models.architecture import ModelArchitecture, load_architecture
+from ..models.architecture import ModelArchitecture
+from ..models.reader import load_architecture
 from ..physics.hardware import GIB, DetectedGpu, Gpu, detect_gpus, get_gpu
 from ..prompts.needles import KINDS
 from ..results import CapacityFacts, RunResult, from_jsonable

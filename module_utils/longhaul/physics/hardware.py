@@ -59,14 +59,22 @@ class Gpu:
         return "fp8" in self.peak_flop_per_s
 
 
-def _gpu(
-    name: str, mib: int, tb_s: float, bf16: float, source: str, *, fp8: float = 0.0, fp4: float = 0.0,
-    vendor: str = "nvidia", cc: tuple[int, int] | None = None, reserved_mib: int | None = None,
-) -> Gpu:  # fmt: skip
+@dataclass(frozen=True)
+class _Row:
+    """A GPU and the names that data sheets, ``nvidia-smi`` and people give it beside its own."""
+
+    gpu: Gpu
+    names: tuple[str, ...]
+
+
+def _row(
+    name: str, mib: int, tb_s: float, bf16: float, source: str, *, fp8: float = 0.0, fp4: float = 0.0, vendor: str = "nvidia",
+    cc: tuple[int, int] | None = None, reserved_mib: int | None = None, also: tuple[str, ...] = (),
+) -> _Row:  # fmt: skip
     peaks = {"bf16": bf16 * _T} | ({"fp8": fp8 * _T} if fp8 else {}) | ({"fp4": fp4 * _T} if fp4 else {})
     if reserved_mib is None:
         reserved_mib = _RESERVED_MIB if vendor == "nvidia" else 0
-    return Gpu(name, mib * MIB, tb_s * 1e12, peaks, source, vendor, cc, reserved_mib * MIB)
+    return _Row(Gpu(name, mib * MIB, tb_s * 1e12, peaks, source, vendor, cc, reserved_mib * MIB), (name, *also))
 
 
 # The driver's own reserve where nobody has read it off a host: between the two that were (H100 480, H200 616 MiB).
@@ -74,54 +82,43 @@ _RESERVED_MIB = 550
 
 # Memory in MiB as nvidia-smi (rocm-smi) totals it, TB/s, dense TFLOP/s. Reserves of H100 and H200: read off real GPUs
 # (driver 580): memory.total - memory.reserved equals torch's total_memory to the MiB.
-_ROWS: tuple[Gpu, ...] = (
-    _gpu("h100", 81559, 3.35, 989.4, "NVIDIA H100 datasheet (SXM5, 80 GB)", fp8=1978.9, cc=(9, 0), reserved_mib=480),
-    _gpu("h100-pcie", 81559, 2.0, 756.0, "NVIDIA H100 datasheet (PCIe, 80 GB)", fp8=1513.0, cc=(9, 0)),
-    _gpu("h100-nvl", 95830, 3.9, 835.5, "NVIDIA H100 datasheet (NVL, 94 GB)", fp8=1671.0, cc=(9, 0)),
-    _gpu("h200", 143771, 4.8, 989.4, "NVIDIA H200 datasheet (SXM, 141 GB)", fp8=1978.9, cc=(9, 0), reserved_mib=616),
-    _gpu("a100", 81920, 2.039, 312.0, "NVIDIA A100 datasheet (SXM4, 80 GB)", cc=(8, 0)),
-    _gpu("a100-40gb", 40960, 1.555, 312.0, "NVIDIA A100 datasheet (SXM4, 40 GB)", cc=(8, 0)),
-    _gpu("b200", 183359, 8.0, 2250.0, "NVIDIA HGX B200 datasheet (180 GB)", fp8=4500.0, fp4=9000.0, cc=(10, 0)),
-    _gpu("b300", 275040, 8.0, 2250.0, "NVIDIA HGX B300 datasheet (288 GB)", fp8=4500.0, fp4=13500.0, cc=(10, 3)),
-    _gpu("l40s", 46068, 0.864, 362.05, "NVIDIA L40S datasheet (48 GB)", fp8=733.0, cc=(8, 9)),
-    _gpu("rtx6000-ada", 49140, 0.96, 364.25, "NVIDIA RTX 6000 Ada datasheet (48 GB)", fp8=728.5, cc=(8, 9)),
-    _gpu(
-        "rtx6000-blackwell", 97887, 1.792, 503.8, "NVIDIA RTX PRO 6000 Blackwell datasheet (96 GB)",
-        fp8=1007.6, fp4=2015.2, cc=(12, 0),
+_ROWS: tuple[_Row, ...] = (
+    _row(
+        "h100", 81559, 3.35, 989.4, "NVIDIA H100 datasheet (SXM5, 80 GB)", fp8=1978.9, cc=(9, 0), reserved_mib=480,
+        also=("h100-80gb-hbm3", "h100-sxm5", "h100-sxm"),
     ),
-    _gpu("mi300x", 196592, 5.3, 1307.4, "AMD Instinct MI300X datasheet (192 GB)", fp8=2614.9, vendor="amd"),
+    _row("h100-pcie", 81559, 2.0, 756.0, "NVIDIA H100 datasheet (PCIe, 80 GB)", fp8=1513.0, cc=(9, 0)),
+    _row("h100-nvl", 95830, 3.9, 835.5, "NVIDIA H100 datasheet (NVL, 94 GB)", fp8=1671.0, cc=(9, 0)),
+    _row(
+        "h200", 143771, 4.8, 989.4, "NVIDIA H200 datasheet (SXM, 141 GB)", fp8=1978.9, cc=(9, 0), reserved_mib=616,
+        also=("h200-nvl",),
+    ),
+    _row("a100", 81920, 2.039, 312.0, "NVIDIA A100 datasheet (SXM4, 80 GB)", cc=(8, 0)),
+    _row(
+        "a100-40gb", 40960, 1.555, 312.0, "NVIDIA A100 datasheet (SXM4, 40 GB)", cc=(8, 0),
+        also=("a100-sxm4-40gb", "a100-pcie-40gb"),
+    ),
+    _row("b200", 183359, 8.0, 2250.0, "NVIDIA HGX B200 datasheet (180 GB)", fp8=4500.0, fp4=9000.0, cc=(10, 0)),
+    _row("b300", 275040, 8.0, 2250.0, "NVIDIA HGX B300 datasheet (288 GB)", fp8=4500.0, fp4=13500.0, cc=(10, 3)),
+    _row("l40s", 46068, 0.864, 362.05, "NVIDIA L40S datasheet (48 GB)", fp8=733.0, cc=(8, 9)),
+    _row(
+        "rtx6000-ada", 49140, 0.96, 364.25, "NVIDIA RTX 6000 Ada datasheet (48 GB)", fp8=728.5, cc=(8, 9),
+        also=("rtx-6000-ada", "rtx6000ada"),
+    ),
+    _row(
+        "rtx6000-blackwell", 97887, 1.792, 503.8, "NVIDIA RTX PRO 6000 Blackwell datasheet (96 GB)", fp8=1007.6, fp4=2015.2,
+        cc=(12, 0), also=("rtx-pro-6000", "rtx-6000-blackwell", "rtxpro6000"),
+    ),
+    _row("mi300x", 196592, 5.3, 1307.4, "AMD Instinct MI300X datasheet (192 GB)", fp8=2614.9, vendor="amd"),
     # A CPU has no fixed figures: memory is the configured KV space, the peak and bandwidth those of one AVX-512 core pair.
-    _gpu("cpu", 0, 0.04, 0.2, "nominal: two AVX-512 cores, dual-channel DDR4; give explicit figures", vendor="cpu"),
+    _row("cpu", 0, 0.04, 0.2, "nominal: two AVX-512 cores, dual-channel DDR4; give explicit figures", vendor="cpu"),
 )  # fmt: skip
 
-GPUS: Mapping[str, Gpu] = {gpu.name: gpu for gpu in _ROWS}
-
-# Names as nvidia-smi, data sheets and people write them -> row. Longest match first.
-_ALIASES: Mapping[str, str] = {
-    "h100-80gb-hbm3": "h100",
-    "h100-sxm5": "h100",
-    "h100-sxm": "h100",
-    "h100-pcie": "h100-pcie",
-    "h100-nvl": "h100-nvl",
-    "h100": "h100",
-    "h200-nvl": "h200",
-    "h200": "h200",
-    "a100-sxm4-40gb": "a100-40gb",
-    "a100-pcie-40gb": "a100-40gb",
-    "a100-40gb": "a100-40gb",
-    "a100": "a100",
-    "b200": "b200",
-    "b300": "b300",
-    "l40s": "l40s",
-    "rtx-6000-ada": "rtx6000-ada",
-    "rtx6000-ada": "rtx6000-ada",
-    "rtx6000ada": "rtx6000-ada",
-    "rtx-pro-6000": "rtx6000-blackwell",
-    "rtx6000-blackwell": "rtx6000-blackwell",
-    "rtx-6000-blackwell": "rtx6000-blackwell",
-    "rtxpro6000": "rtx6000-blackwell",
-    "mi300x": "mi300x",
-    "cpu": "cpu",
+GPUS: Mapping[str, Gpu] = {row.gpu.name: row.gpu for row in _ROWS}
+# The longest name that matches wins: "h100-pcie" before "h100".
+_NAMES: Mapping[str, Gpu] = {
+    name: row.gpu
+    for name, row in sorted(((name, row) for row in _ROWS for name in row.names), key=lambda pair: len(pair[0]), reverse=True)
 }
 
 
@@ -129,10 +126,7 @@ def find_gpu(name: str) -> Gpu | None:
     """The row for a name as a person or ``nvidia-smi`` writes it ("NVIDIA H200", "h100-sxm"), or ``None``."""
     key = "-".join(name.lower().replace("_", "-").replace("nvidia", "").replace("amd", "").replace("instinct", "").split())
     key = key.strip("-").replace("geforce-", "")
-    for alias in sorted(_ALIASES, key=len, reverse=True):
-        if key == alias or key.startswith(alias + "-"):
-            return GPUS[_ALIASES[alias]]
-    return None
+    return next((gpu for alias, gpu in _NAMES.items() if key == alias or key.startswith(alias + "-")), None)
 
 
 def get_gpu(

@@ -24,7 +24,8 @@ from longhaul.engines.base import EngineCapacity, EngineSettings
 from longhaul.engines.registry import get_engine
 from longhaul.engines.rules import SGLANG_FLIPS, VLLM_FLIPS, vllm_rules
 from longhaul.errors import UserError
-from longhaul.models.architecture import ModelArchitecture, load_architecture
+from longhaul.models.architecture import ModelArchitecture
+from longhaul.models.reader import load_architecture
 from longhaul.physics.hardware import GIB, Gpu, get_gpu
 from longhaul.version import Version
 from support.paths import CONFIGS

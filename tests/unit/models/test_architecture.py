@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longhaul.errors import UserError
-from longhaul.models.architecture import AttentionKind, load_architecture
+from longhaul.models.architecture import AttentionKind
+from longhaul.models.reader import load_architecture
 from support.paths import CONFIGS
 
 NAMES = sorted(p.stem for p in CONFIGS.glob("*.json"))

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from longhaul.errors import UserError
 from longhaul.physics.hardware import GIB, GPUS, MIB, find_gpu, get_gpu, parse_nvidia_smi
+from support.paths import CONFIGS, ROOT
 
 # Printed by real hosts (driver 580) with NVIDIA_SMI_QUERY.
 H200 = """index, name, memory.total [MiB], memory.used [MiB], memory.reserved [MiB]
@@ -98,3 +105,19 @@ def test_unknown_gpus_take_explicit_figures() -> None:
 def test_unknown_gpus_without_figures_and_bad_figures_are_refused(figures: dict[str, float]) -> None:
     with pytest.raises(UserError):
         get_gpu("b9000", **figures)  # type: ignore[arg-type]
+
+
+def test_a_new_gpu_is_one_row(tmp_path: Path) -> None:
+    package = tmp_path / "longhaul"
+    shutil.copytree(ROOT / "module_utils" / "longhaul", package, ignore=shutil.ignore_patterns("__pycache__"))
+    table = package / "physics" / "hardware.py"
+    row = '    _row("x900", 100_000, 9.0, 3000.0, "X900 datasheet", fp8=6000.0, cc=(11, 0), also=("x900-oem",)),\n'
+    start = "_ROWS: tuple[_Row, ...] = (\n"
+    table.write_text(table.read_text(encoding="utf-8").replace(start, start + row), encoding="utf-8")
+    config = CONFIGS / "llama-3.1-8b.json"
+    command = [
+        *(sys.executable, "-m", "longhaul", "plan", "--model", str(config), "--gpu", "NVIDIA X900-OEM", "--gpus", "1"),
+        *("--engine", "vllm==0.12.0", "--context", "8192", "--json"),
+    ]
+    found = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True)
+    assert json.loads(found.stdout)["fits"] is True

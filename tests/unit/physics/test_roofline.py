@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from longhaul.errors import UserError
-from longhaul.models.architecture import AttentionKind, load_architecture
+from longhaul.models.architecture import AttentionKind
+from longhaul.models.reader import load_architecture
 from longhaul.physics.hardware import Gpu, get_gpu
 from longhaul.physics.roofline import (
     CALIBRATION_LABEL,

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from longhaul.client.load import LagMonitor, read_records
 from longhaul.errors import UserError
-from longhaul.models.architecture import load_architecture
+from longhaul.models.reader import load_architecture
 from longhaul.physics import roofline
 from longhaul.physics.hardware import Gpu
 from longhaul.results import Counters, RequestStatus, RunResult, Verdict, load_run

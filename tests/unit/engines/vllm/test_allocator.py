@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from longhaul.capacity.plan import PlanSettings, plan_capacity
 from longhaul.engines.sizing import stages_of
 from longhaul.engines.vllm.allocator import fp8_load_slack_bytes
-from longhaul.models.architecture import load_architecture
+from longhaul.models.reader import load_architecture
 from longhaul.physics.hardware import GIB, get_gpu
 from longhaul.version import Version
 from support.paths import CONFIGS
