@@ -1,21 +1,35 @@
 #!/usr/bin/env bash
-# Measure Longhaul on a bare GPU host without network. A daemon works through a queue of phases, so that pieces of the next engine
-# can arrive while one is measured, and what comes next can be decided from what was found:
-#   gpu-visit.sh receive DIR [NAME]  take pieces and manifest of the bundle NAME (vllm), and the tree (tree.tar.gz), from DIR
-#   gpu-visit.sh enqueue FILE ...    more phases (scripts/dev/visit/phases), worked through in the order of their names, each once
-#   gpu-visit.sh start               the daemon; its log is $VISIT_HOME/visit.log; ends after the phase 99-end
-#   gpu-visit.sh follow DIR S [PHASE]  wait for a phase (99-end), S seconds at most, then collect; fails at once without a daemon
-#   gpu-visit.sh collect DIR         copy results, logs and timings to DIR, packed
-# VISIT_HOME (default /var/tmp/longhaul-visit) keeps everything. VISIT_CPU=1 tries the same steps without a GPU.
+# Measure Longhaul on a GPU host without network: one or two GPUs, any model. docs/gpu-visit.md shows a whole visit.
+#
+# A daemon works through a queue of jobs, so that pieces of the next engine can arrive while one is measured.
+#
+#   gpu-visit.sh receive DIR [BUNDLE]      take the pieces and the manifest of a bundle (default: vllm) and tree.tar.gz from DIR
+#   gpu-visit.sh add NAME JOB [WORDS ...]  queue a job; jobs run one at a time, in the order of their names (10-..., 20-...):
+#       install BUNDLE [WORDS]     wait for the bundle, install it and the engine that WORDS name
+#       deploy [WORDS]             stop what runs, forget it, deploy and validate anew
+#       burnin [WORDS]             the same as a burn-in
+#       validate [WORDS]           measure what is deployed again, e.g. with other points
+#       run COMMAND [ARGUMENTS]    anything else, e.g. a bench of benchmarks/
+#       end                        stop the engine, end the daemon
+#   gpu-visit.sh start                     start the daemon; its log is $VISIT_HOME/visit.log
+#   gpu-visit.sh follow DIR SECONDS [NAME] wait for a job (default: the daemon's end), then collect; fails without a daemon
+#   gpu-visit.sh collect DIR               pack results, logs and timings into DIR
+#
+# WORDS go to ansible-playbook, e.g. -e '{"engine_context_tokens": 1048576}'. A job's results lie in $VISIT_HOME/results/NAME.
+# VISIT_HOME (default /var/tmp/longhaul-visit) keeps everything. VISIT_GPUS is the number of GPUs (default: all that nvidia-smi
+# shows). VISIT_MODEL is a shipped model or a folder with config.json (default: llama-4-scout-text). VISIT_CPU=1 tries the same steps
+# without a GPU, with the network; VISIT_TREE and VISIT_ANSIBLE then name this checkout and its environment's bin.
 set -uo pipefail
 home=${VISIT_HOME:-/var/tmp/longhaul-visit}
 tree=${VISIT_TREE:-$home/tree}
+model=${VISIT_MODEL:-llama-4-scout-text}
 self=$(readlink -f "$0")
-mkdir -p "$home/wheels" "$home/out" "$home/queue" "$home/done"
+# The daemon ends when nothing was queued for this long.
+idle_limit_s=900
 
 note() { printf '%s %s\n' "$(date -u +%H:%M:%S)" "$*" | tee -a "$home/out/timeline.txt"; }
 
-# step NAME COMMAND...: time it, keep its output, go on whatever comes of it.
+# step NAME COMMAND...: keep a command's time, output and exit code.
 step() {
   local name=$1 began ended code
   shift
@@ -30,20 +44,20 @@ step() {
 }
 
 receive() {
-  local bundle=$home/bundles/${2:-vllm} piece
+  local bundle=$home/bundles/${2:-vllm} file
   mkdir -p "$bundle/pieces"
-  # Under its own name only when it is whole: the daemon looks for it meanwhile.
-  for piece in "$1"/piece-*; do
-    [ -f "$piece" ] && cp "$piece" "$bundle/arriving" && mv "$bundle/arriving" "$bundle/pieces/${piece##*/}"
+  # A piece gets its name only when it is whole: the daemon looks for it meanwhile.
+  for file in "$1"/piece-*; do
+    [ -f "$file" ] && cp "$file" "$bundle/arriving" && mv "$bundle/arriving" "$bundle/pieces/${file##*/}"
   done
-  for name in manifest.json join.sh SHA256SUMS; do [ -f "$1/$name" ] && cp "$1/$name" "$bundle/"; done
+  for file in manifest.json join.sh SHA256SUMS; do [ -f "$1/$file" ] && cp "$1/$file" "$bundle/"; done
   if [ -f "$1/tree.tar.gz" ]; then rm -rf "$tree" && mkdir -p "$tree" && tar -xzf "$1/tree.tar.gz" -C "$tree"; fi
   # Debian packages of shared libraries that a bare image lacks.
-  for deb in "$1"/*.deb; do [ -f "$deb" ] && dpkg -x "$deb" / && ldconfig; done
-  ls "$bundle/pieces" | tr '\n' ' '
+  for file in "$1"/*.deb; do [ -f "$file" ] && dpkg -x "$file" / && ldconfig; done
+  find "$bundle/pieces" -type f -printf '%f '
 }
 
-# arrived NAME S: wait until every piece that the bundle's manifest lists is there.
+# arrived BUNDLE SECONDS: wait until every piece that the bundle's manifest lists is there.
 arrived() {
   local bundle=$home/bundles/$1 left=$2
   until [ -f "$bundle/manifest.json" ] && (cd "$bundle/pieces" && python3 -c '
@@ -56,9 +70,7 @@ sys.exit(any(not os.path.exists(row["name"]) for row in json.load(open("../manif
 }
 
 # Every bundle's wheels end in one folder, which is the wheelhouse of all plays.
-join() {
-  sh "$home/bundles/$1/join.sh" && cp -lf "$home/bundles/$1/wheels/"*.whl "$home/wheels/"
-}
+join() { sh "$home/bundles/$1/join.sh" && cp -lf "$home/bundles/$1/wheels/"*.whl "$home/wheels/"; }
 
 controller() {
   python3 -m venv --without-pip "$home/controller" &&
@@ -66,13 +78,50 @@ controller() {
       --no-deps --requirement "$tree/roles/engine/files/locks/controller.lock"
 }
 
+gpus() { echo "${VISIT_GPUS:-$(nvidia-smi --list-gpus 2>/dev/null | grep -c . || true)}"; }
+
+# CUDA's own folder, for kernels that are compiled at first use. An image with torch may keep the run-time library elsewhere.
+cuda_home() {
+  local cuda runtime part
+  cuda=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")")")
+  if [ ! -e "$cuda/lib64/libcudart.so" ] && command -v nvcc >/dev/null; then
+    runtime=$(find / -xdev -name 'libcudart.so.1*' -not -path '/proc/*' 2>/dev/null | head -1)
+    mkdir -p "$home/cuda/lib64"
+    for part in bin include nvvm; do [ -e "$cuda/$part" ] && ln -sfn "$cuda/$part" "$home/cuda/$part"; done
+    [ -n "$runtime" ] && ln -sf "$runtime" "$home/cuda/lib64/libcudart.so"
+    cuda=$home/cuda
+  fi
+  echo "$cuda"
+}
+
+# What every play of a visit gets: the GPUs, the model, and an environment that lets each engine run on a bare image. NVLink multicast
+# stays off, since the host's GPUs may be shared. The hooks in PYTHONPATH are loaded by every process of the engine.
+settings() {
+  VISIT_GPU_COUNT=$(gpus) VISIT_MODEL_NAME=$model VISIT_CUDA=$(cuda_home) VISIT_HOOKS=$tree/scripts/dev/gpu-visit python3 -c '
+import json, os
+print(json.dumps({
+    "gpu_run_gpus": int(os.environ["VISIT_GPU_COUNT"] or 1),
+    "model_store_dummy": os.environ["VISIT_MODEL_NAME"],
+    "engine_served_model_name": os.path.basename(os.environ["VISIT_MODEL_NAME"]),
+    "engine_extra_env": {
+        "VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
+        "NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1", "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "8", "CUDA_HOME": os.environ["VISIT_CUDA"], "PYTHONPATH": os.environ["VISIT_HOOKS"],
+    },
+}))'
+}
+
+# play PLAYBOOK WORDS...: WORDS come last and win.
 play() {
   local book=$1
   shift
   local words=(-i "${VISIT_INVENTORY:-inventory/gpu-run}" -e "longhaul_home=$home/home" -e "context_test_results_dir=$home/results"
     -e "report_results_dir=$home/results")
-  [ -z "${VISIT_CPU:-}" ] && words+=(-e "longhaul_wheelhouse=$home/wheels")
-  [ -n "${VISIT_CPU:-}" ] && words+=(-e "@$tree/scripts/dev/gpu-visit-cpu.json")
+  if [ -n "${VISIT_CPU:-}" ]; then
+    words+=(-e "@$tree/scripts/dev/gpu-visit/cpu.json")
+  else
+    words+=(-e "longhaul_wheelhouse=$home/wheels" -e "$(settings)")
+  fi
   (cd "$tree" && ANSIBLE_FORCE_COLOR=0 ANSIBLE_LOCALHOST_WARNING=0 LC_ALL=C.UTF-8 \
     "${VISIT_ANSIBLE:-$home/controller/bin}/ansible-playbook" "$book" "${words[@]}" "$@")
 }
@@ -92,108 +141,124 @@ record_host() {
   } >"$home/out/host.txt" 2>&1
 }
 
-watch_gpu() {
-  exec nvidia-smi --query-gpu=timestamp,index,clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu,memory.used,clocks_event_reasons.active \
-    --format=csv -l 2 >>"$home/out/gpu.csv" 2>&1
-}
-
-install() {
-  record_host
-  step join join vllm || return 1
-  step controller controller || return 1
-  step provision play playbooks/provision.yml "$@" || return 1
-}
-
-# One more engine.
-add() {
-  local name=$1
-  shift
-  step "join-$name" join "$name" && step "provision-$name" play playbooks/provision.yml "$@"
-}
-
-# deploy NAME words...: one configuration through the front door, under its own run id.
-deploy() {
-  local name=$1
-  shift
-  step "deploy-$name" play deploy.yml -e "longhaul_run_id=$name" --skip-tags provision "$@"
-  keep_log "$name"
-}
-
-burnin() {
-  local name=$1
-  shift
-  step "burnin-$name" play playbooks/burnin.yml -e "longhaul_run_id=$name" "$@"
-  keep_log "$name"
-}
-
-validate() {
-  local name=$1
-  shift
-  step "validate-$name" play playbooks/validate.yml -e "longhaul_run_id=$name" "$@"
+watch_gpus() {
+  exec nvidia-smi --format=csv -l 2 \
+    --query-gpu=timestamp,index,clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu,memory.used,clocks_event_reasons.active \
+    >>"$home/out/gpu.csv" 2>&1
 }
 
 keep_log() { cat "$home/home/logs/"*.log >"$home/out/engine-$1.log" 2>/dev/null; true; }
 
-# Stop, and forget what was deployed: a configuration that fails is then not followed by a return to the one before it.
+# Stop, and forget what was deployed: a configuration that fails must not be followed by a return to the one before it.
 forget() {
-  step "stop-before-${1:-next}" play playbooks/stop.yml
+  step "stop-before-$1" play playbooks/stop.yml
   rm -rf "$home/home/spec"
 }
 
-# The daemon: phases in the order of their names, each once, until 99-end; waits 15 minutes for the next one.
+# job NAME JOB WORDS...: what the daemon does with one entry of the queue.
+job() {
+  local name=$1 kind=$2
+  shift 2
+  case $kind in
+    install)
+      local bundle=$1
+      shift
+      [ -f "$home/out/host.txt" ] || record_host
+      # Without a GPU the packages come from the index: there is no bundle.
+      if [ -z "${VISIT_CPU:-}" ]; then
+        arrived "$bundle" 900 && step "$name-join" join "$bundle" || return 1
+        [ -x "$home/controller/bin/ansible-playbook" ] || step "$name-controller" controller || return 1
+      fi
+      step "$name" play playbooks/provision.yml "$@"
+      ;;
+    deploy) forget "$name" && step "$name" play deploy.yml -e "longhaul_run_id=$name" --skip-tags provision "$@" ;;
+    burnin) forget "$name" && step "$name" play playbooks/burnin.yml -e "longhaul_run_id=$name" "$@" ;;
+    validate) step "$name" play playbooks/validate.yml -e "longhaul_run_id=$name" "$@" ;;
+    run) (cd "$tree" && step "$name" "$@") ;;
+    end)
+      step "$name" play playbooks/stop.yml
+      : >"$home/ended"
+      ;;
+  esac
+  local code=$?
+  keep_log "$name"
+  return "$code"
+}
+
+add() {
+  local name=$1
+  case ${2:-} in
+    install) [ $# -ge 3 ] || { echo "add NAME install BUNDLE [WORDS]" >&2; return 2; } ;;
+    run) [ $# -ge 3 ] || { echo "add NAME run COMMAND [ARGUMENTS]" >&2; return 2; } ;;
+    deploy | burnin | validate | end) ;;
+    *) sed -n 2,17p "$self" >&2; return 2 ;;
+  esac
+  shift
+  # Quoted, so that the daemon reads the same words; renamed when whole.
+  printf '%q ' "$@" >"$home/queue/.arriving" && mv "$home/queue/.arriving" "$home/queue/$name"
+}
+
+# next_job: the first queued name that is not done.
+next_job() {
+  local path
+  for path in "$home"/queue/*; do
+    [ -f "$path" ] && [ ! -e "$home/done/${path##*/}" ] && echo "${path##*/}" && return
+  done
+}
+
 work() {
-  local watcher= idle=0 phase name
-  if command -v nvidia-smi >/dev/null; then watch_gpu & watcher=$!; fi
-  while [ ! -e "$home/done/99-end" ] && [ "$idle" -lt 900 ]; do
-    name=$(cd "$home/queue" && for phase in *.sh; do [ -f "$phase" ] && [ ! -e "$home/done/${phase%.sh}" ] && echo "${phase%.sh}" && break; done)
+  local watcher='' idle=0 name
+  rm -f "$home/ended"
+  if command -v nvidia-smi >/dev/null; then watch_gpus & watcher=$!; fi
+  while [ ! -e "$home/ended" ] && [ "$idle" -lt "$idle_limit_s" ]; do
+    name=$(next_job)
     if [ -z "$name" ]; then
       sleep 1
       idle=$((idle + 1))
       continue
     fi
     idle=0
-    note "phase $name"
-    # shellcheck disable=SC1090
-    . "$home/queue/$name.sh"
+    local words=()
+    eval "words=($(<"$home/queue/$name"))"
+    note "job $name: ${words[*]}"
+    job "$name" "${words[@]}" || note "job $name failed"
     : >"$home/done/$name"
   done
   [ -n "$watcher" ] && kill "$watcher"
   note "end"
 }
 
-enqueue() {
-  local file
-  for file in "$@"; do cp "$file" "$home/queue/.arriving" && mv "$home/queue/.arriving" "$home/queue/${file##*/}"; done
-}
-
-# A host that a visit never began on must not be waited for: its time counts.
+# Fails at once where no daemon runs: the time of a host that a visit never began on counts too.
 follow() {
   [ -f "$home/visit.log" ] || { echo "no visit here: $home/visit.log is missing"; return 9; }
-  local left=$2 phase=${3:-99-end}
-  while [ "$left" -gt 0 ] && [ ! -e "$home/done/$phase" ] && ! tail -n 1 "$home/visit.log" | grep -q ' end$'; do sleep 1; left=$((left - 1)); done
+  local left=$2 name=${3:-}
+  while [ "$left" -gt 0 ] && ! { [ -n "$name" ] && [ -e "$home/done/$name" ]; } && ! tail -n 1 "$home/visit.log" | grep -q ' end$'; do
+    sleep 1
+    left=$((left - 1))
+  done
   tail -n 14 "$home/visit.log" | cut -c1-200
   collect "$1"
 }
 
+# The host's own copies too: a point that was measured is kept even if its play did not end.
 collect() {
+  local parts=() part log
   mkdir -p "$1"
   cp "$home/out/timeline.txt" "$1/" 2>/dev/null
-  # The host's own copies too: a point that was measured is kept even if its play did not end.
-  local parts
-  parts=$(cd "$home" && ls -d results home/results 2>/dev/null)
-  # shellcheck disable=SC2086
-  [ -n "$parts" ] && tar -C "$home" -czf "$1/results.tar.gz" $parts
+  for part in results home/results; do [ -d "$home/$part" ] && parts+=("$part"); done
+  [ ${#parts[@]} -gt 0 ] && tar -C "$home" -czf "$1/results.tar.gz" "${parts[@]}"
   tar -C "$home" -czf "$1/out.tar.gz" out
   for log in "$home"/home/logs/*.log; do [ -f "$log" ] && gzip -c "$log" >"$1/engine-now.log.gz"; done
   true
 }
 
+mkdir -p "$home/wheels" "$home/out" "$home/queue" "$home/done"
 case ${1:-} in
   receive) receive "$2" "${3:-}" ;;
-  enqueue) shift && enqueue "$@" ;;
+  add) shift && add "$@" ;;
   start) setsid bash "$self" work >"$home/visit.log" 2>&1 </dev/null & ;;
   work) work ;;
   follow) follow "$2" "${3:-500}" "${4:-}" ;;
   collect) collect "$2" ;;
-  *) sed -n 2,9p "$self"; exit 2 ;;
+  *) sed -n 2,23p "$self"; exit 2 ;;
 esac

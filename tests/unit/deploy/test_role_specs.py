@@ -1,13 +1,8 @@
-"""Every role says what it takes: defaults, argument_specs, comments, uses and the README agree."""
+"""Every role says what it takes: defaults, argument_specs, comments and uses agree. The pages of docs: tests/unit/test_docs.py."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import subprocess
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,7 +20,6 @@ KINDS: dict[str, tuple[type, ...]] = {
     "dict": (dict,),
     "raw": (object,),
 }
-SCRIPT = ROOT / "scripts/dev/readme-variables.py"
 
 
 def load(role: str, path: str) -> dict[str, Any]:
@@ -96,49 +90,3 @@ def test_variables_carry_the_roles_prefix_and_none_is_used_that_is_not_declared(
         used = set(re.findall(rf"(?<![\w./'\"-])((?:__)?{role}_\w+)", code))
         unknown = {n for n in used if n not in declared and n not in internal}
         assert unknown == set(), path.relative_to(ROOT)
-
-
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readme_variables", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, check=False)
-
-
-def test_the_readme_lists_the_variables_as_they_are() -> None:
-    readme = ROOT / "README.md"
-    if not readme.exists() or "<!-- variables:begin -->" not in readme.read_text(encoding="utf-8"):
-        pytest.skip("README.md has no place for the table yet")
-    done = run("--check")
-    assert done.returncode == 0, done.stderr
-
-
-def test_write_fills_the_block_and_check_sees_a_difference(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- variables:begin -->\nold\n<!-- variables:end -->\nafter\n", encoding="utf-8")
-    assert run("--check", "--readme", str(readme)).returncode == 1
-    assert "old" in readme.read_text(encoding="utf-8"), "a check writes nothing"
-    assert run("--write", "--readme", str(readme)).returncode == 0
-    text = readme.read_text(encoding="utf-8")
-    assert text.startswith("before\n")
-    assert text.endswith("-->\nafter\n")
-    for role in ROLES:
-        for name in load(role, "defaults/main.yml"):
-            assert f"| `{name}` |" in text, name
-    assert run("--check", "--readme", str(readme)).returncode == 0
-    readme.write_text("nothing here", encoding="utf-8")
-    assert run("--write", "--readme", str(readme)).returncode == 2
-
-
-def test_cells_cannot_break_the_table() -> None:
-    module = script()
-    for role in module.role_names():
-        for row in module.role_table(role).splitlines():
-            if row.startswith("|"):
-                assert len(re.findall(r"(?<!\\)\|", row)) == 5, row

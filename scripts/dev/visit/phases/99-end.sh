@@ -1,2 +1,0 @@
-# shellcheck shell=bash
-step stop-last play playbooks/stop.yml
