@@ -50,7 +50,7 @@ from ansible.module_utils.longhaul.deploy.model_store import (
     store_bundled,
     store_hub,
 )
-from ansible.module_utils.longhaul.errors import UserError
+from ansible.module_utils.longhaul.keys import read_key
 from ansible.module_utils.longhaul_module import run_module
 
 
@@ -80,16 +80,8 @@ def work(module, progress):
             os.environ["HF_ENDPOINT"] = options["endpoint"]
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-        token = None
-        if options["token_file"]:
-            try:
-                token = Path(options["token_file"]).read_text(encoding="utf-8").strip()
-            except OSError as exc:
-                raise UserError(
-                    f"token file {options['token_file']} ({exc.strerror})",
-                    "a readable file on the host",
-                    "set model_store_hub_token_file",
-                ) from exc
+        token_file = options["token_file"]
+        token = read_key(token_file, "model_store_hub_token_file", "token file") if token_file else None
         stored = store_hub(path, options["repo"], options["revision"], token, progress.say, check_only=module.check_mode)
     result = {"changed": stored.changed, "path": str(stored.path), "revision": stored.revision}
     if not module.check_mode:

@@ -33,13 +33,13 @@ capacity: {description: "The engine's own capacity figures.", returned: when its
 diagnosis: {description: "cause, evidence, advice.", returned: failure, type: dict}
 """
 
-from pathlib import Path
 
 from ansible.module_utils.longhaul.deploy.runtimes.registry import watched
 from ansible.module_utils.longhaul.deploy.spec import require_spec
 from ansible.module_utils.longhaul.deploy.startup import watch_start
 from ansible.module_utils.longhaul.engines.registry import get_engine
 from ansible.module_utils.longhaul.errors import UserError
+from ansible.module_utils.longhaul.keys import read_key
 from ansible.module_utils.longhaul.results import to_jsonable
 from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
 
@@ -52,12 +52,7 @@ def work(module, progress):
         return {"changed": False, "ready": False, "elapsed_s": 0.0, "phases": []}
     spec = require_spec(where)
     start = watched(where, spec, options["log_offset"])
-    key = None
-    if options["api_key_file"]:
-        try:
-            key = Path(options["api_key_file"]).read_text(encoding="utf-8").strip()
-        except OSError as exc:
-            raise UserError(f"{options['api_key_file']} ({exc.strerror})", "a readable file", "set engine_api_key_file") from exc
+    key = read_key(options["api_key_file"], "engine_api_key_file") if options["api_key_file"] else None
     outcome = watch_start(
         get_engine(spec["engine"]),
         spec["url"],

@@ -24,6 +24,7 @@ from ..files import read_json, to_json, write_atomic
 from ..host.checks import SmiLog
 from ..results import BurninCheck as Check
 from ..results import BurninFacts, GpuLoad, Reason, RunResult, Verdict, worst
+from ..values import converted
 
 SAMPLE_QUERY = "index,clocks.sm,clocks.max.sm,power.draw,temperature.gpu,utilization.gpu"
 # The driver's newer name first; either may be unknown to it.
@@ -66,10 +67,8 @@ def limits_from(options: Mapping[str, Any]) -> Limits:
     for name, value in options.items():
         if name not in known:
             raise UserError(f"burn-in limit {name!r}", "one of " + ", ".join(known), "correct burnin_limits")
-        try:
-            values[name] = None if value in (None, "") else float(value)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"burn-in limit {name} {value!r}", "a number, or empty", "correct burnin_limits") from error
+        empty = value is None or value == ""
+        values[name] = None if empty else converted(f"burn-in limit {name}", value, "float", "correct burnin_limits")
     return Limits(**values)
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from ..errors import UserError
+from ..keys import read_key
 from ..models.architecture import ModelArchitecture
 from ..models.reader import load_architecture
 from ..physics.hardware import Gpu, get_gpu
@@ -163,10 +164,7 @@ def _floats(text: str, flag: str) -> tuple[float, ...]:
 def _api_key(path: Path | None) -> str | None:
     if path is None:
         return os.environ.get("LONGHAUL_API_KEY") or None
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except OSError as exc:
-        raise UserError(f"key file {path} ({exc.strerror})", "a readable file with the key", "correct --api-key-file") from exc
+    key = read_key(path, "--api-key-file")
     if not key:
         raise UserError(f"key file {path} is empty", "a file with the key", "correct --api-key-file")
     return key

@@ -21,6 +21,7 @@ from ..prompts.needles import KINDS
 from ..results import CapacityFacts, RunResult, from_jsonable
 from ..validate.run import NeedleSettings, Point, Progress, ValidateConfig, validate
 from ..validate.verdict import Limits
+from ..values import number
 from .layout import Layout
 from .runtimes.registry import log_from_now
 from .spec import read_api_key
@@ -85,7 +86,7 @@ def config_from_options(
     gpu = _gpu(str(options.get("gpu") or ""), detected)
     tokenizer = Path(options["tokenizer_dir"]) if options.get("tokenizer_dir") else model_dir
     capacity = facts.get("capacity")
-    limits = {k: _number(f"context_test limit {k}", v) for k, v in (options.get("limits") or {}).items() if v not in (None, "")}
+    limits = {k: number(f"context_test limit {k}", v) for k, v in (options.get("limits") or {}).items() if v not in (None, "")}
     kinds = tuple(options.get("needle_kinds") or ("multi",))
     for kind in kinds:
         if kind not in KINDS:
@@ -112,7 +113,7 @@ def config_from_options(
         transport=str(options.get("transport") or "ids"),
         api_key=api_key,
         limits=Limits(**limits),
-        budget_s=None if options.get("budget_s") in (None, "") else _number("context_test_budget_s", options["budget_s"]),
+        budget_s=None if options.get("budget_s") in (None, "") else number("context_test_budget_s", options["budget_s"]),
         architecture=architecture,
         hardware=(gpu, gpus) if gpu else None,
         calibrate=on_cpu and not remote,
@@ -239,10 +240,3 @@ def _baseline(text: Any) -> Path | None:
         return None
     path = Path(str(text))
     return path / "run.json" if path.is_dir() else path
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError) as exc:
-        raise UserError(f"{name} {value!r}", "a number", f"set {name}") from exc

@@ -10,13 +10,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..engines.base import EngineSettings
 from ..engines.registry import get_engine
 from ..errors import UserError
 from ..files import read_json, to_json, write_atomic
+from ..keys import read_key
+from ..values import converted
 from ..version import Version
 from .layout import Layout
 from .rolling import begin, is_unproven, keep_as_previous, settle
@@ -50,30 +51,10 @@ def settings_from(options: Mapping[str, Any]) -> EngineSettings:
 
 
 def _coerce(name: str, value: Any, kind: str) -> Any:
-    try:
-        if kind.startswith("tuple"):
-            return tuple(str(v) for v in value)
-        if kind.startswith("Mapping"):
-            return {str(k): str(v) for k, v in dict(value).items()}
-        if kind.startswith("bool"):
-            if isinstance(value, bool):
-                return value
-            if str(value).lower() in ("true", "yes", "1", "false", "no", "0"):
-                return str(value).lower() in ("true", "yes", "1")
-            raise ValueError("not a boolean")
-        if kind.startswith("int"):
-            if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
-                raise ValueError("not an integer")
-            return int(value)
-        if kind.startswith("float"):
-            return float(value)
-        # YAML reads a bare on/off as a boolean; hybrid_kv means the words.
-        if name == "hybrid_kv" and isinstance(value, bool):
-            return "on" if value else "off"
-        return str(value)
-    except (TypeError, ValueError) as exc:
-        wanted = kind.split("|", maxsplit=1)[0].strip()
-        raise UserError(f"engine_{name} {value!r}", f"a value of type {wanted}", f"set engine_{name}") from exc
+    # YAML reads a bare on/off as a boolean; hybrid_kv means the words.
+    if name == "hybrid_kv" and isinstance(value, bool):
+        return "on" if value else "off"
+    return converted(f"engine_{name}", value, kind)
 
 
 def render_spec(
@@ -195,9 +176,4 @@ def read_api_key(spec: Mapping[str, Any], path: str | None, remote: bool) -> str
     chosen = path or (None if remote else spec["settings"].get("api_key_file"))
     if not chosen:
         return None
-    try:
-        return Path(chosen).read_text(encoding="utf-8").strip() or None
-    except OSError as exc:
-        raise UserError(
-            f"key file {chosen} ({exc.strerror})", "a readable file with the API key", "set context_test_api_key_file"
-        ) from exc
+    return read_key(chosen, "context_test_api_key_file")

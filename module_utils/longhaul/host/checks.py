@@ -21,6 +21,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..physics.hardware import GIB, MIB, find_gpu
+from ..values import options_for
 
 OK, WARN, FAIL, SKIPPED = "ok", "warn", "fail", "skipped"
 _SEVERITY = (SKIPPED, OK, WARN, FAIL)
@@ -148,24 +149,7 @@ class Expected:
 
 def expected_from(promises: Mapping[str, Any]) -> Expected:
     """``Expected`` from an inventory's words; empty values promise nothing. Raises UserError for what it does not know."""
-    numbers = {"gpus": int, "nvlinks": int, "pcie_width": int, "hugepages": int, "memory_gib": float, "shm_gib": float}
-    names = {entry.name for entry in dataclasses.fields(Expected)}
-    given: dict[str, Any] = {}
-    for name, value in promises.items():
-        if name not in names:
-            raise UserError(f"an expectation {name!r}", "one of " + ", ".join(sorted(names)), "mend gpu_driver_expected")
-        if value is None or value == "":
-            continue
-        try:
-            if name in numbers:
-                given[name] = numbers[name](str(value))
-            elif isinstance(getattr(Expected(), name), bool):
-                given[name] = {"true": True, "false": False}[str(value).lower()]
-            else:
-                given[name] = str(value)
-        except (ValueError, KeyError) as error:
-            kind = "true or false" if isinstance(error, KeyError) else "a number"
-            raise UserError(f"{name}: {value!r}", kind, "mend gpu_driver_expected") from error
+    given = options_for(Expected, promises, prefix="", what="an expectation", fix="correct gpu_driver_expected")
     return Expected(**given)
 
 

@@ -240,7 +240,7 @@ def test_expectations_from_an_inventory() -> None:
     ) == Expected(gpus=8, gpu="h200", ecc=False, shm_gib=128.0)
     with pytest.raises(UserError, match="an expectation 'gpu_count'"):
         expected_from({"gpu_count": 8})
-    with pytest.raises(UserError, match="gpus: 'eight'"):
+    with pytest.raises(UserError, match="gpus 'eight'"):
         expected_from({"gpus": "eight"})
     with pytest.raises(UserError, match="true or false"):
         expected_from({"ecc": "yes please"})

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import UserError
+from ...values import options_for
 
 LAUNCHER = "/longhaul/launch.py"
 SPEC = "/longhaul/spec.json"
@@ -65,14 +66,7 @@ class ContainerSettings:
 
 def container_from(options: Mapping[str, Any]) -> ContainerSettings:
     """Ansible's options (numbers may be strings, "" and None mean: not set) -> ContainerSettings. UserError names the option."""
-    known = {f.name: str(f.type) for f in dataclasses.fields(ContainerSettings)}
-    values: dict[str, Any] = {}
-    for name, value in options.items():
-        if name not in known:
-            raise UserError(f"container setting {name!r}", "one of " + ", ".join(sorted(known)), "remove or rename it")
-        if value is None or value == "":
-            continue
-        values[name] = _coerce(name, value, known[name])
+    values = options_for(ContainerSettings, options, prefix="engine_container_", what="container setting")
     if not values.get("image"):
         raise UserError("no engine_image", "an image such as vllm/vllm-openai:v0.12.0", "set engine_image")
     settings = ContainerSettings(**values)
@@ -198,27 +192,6 @@ def _gpu_requests(settings: ContainerSettings, device: str) -> list[dict[str, An
     if settings.gpus:
         return [{"Driver": "nvidia", "DeviceIDs": list(settings.gpus), "Capabilities": [["gpu"]]}]
     return [{"Driver": "nvidia", "Count": -1, "Capabilities": [["gpu"]]}]
-
-
-def _coerce(name: str, value: Any, kind: str) -> Any:
-    try:
-        if kind.startswith("tuple"):
-            if isinstance(value, str) or not isinstance(value, Sequence):
-                raise ValueError("not a list")
-            return tuple(str(v) for v in value)
-        if kind.startswith("Mapping[str, int]"):
-            return {str(k): int(v) for k, v in dict(value).items()}
-        if kind.startswith("Mapping"):
-            return {str(k): str(v) for k, v in dict(value).items()}
-        if kind == "bool":
-            if str(value).lower() not in ("true", "false", "yes", "no", "1", "0"):
-                raise ValueError("not a boolean")
-            return str(value).lower() in ("true", "yes", "1")
-        if kind == "int":
-            return int(value)
-        return str(value)
-    except (TypeError, ValueError) as exc:
-        raise UserError(f"engine_container_{name} {value!r}", f"a value of type {kind}", f"set engine_container_{name}") from exc
 
 
 def as_options(settings: ContainerSettings) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import http.client
 import json
-import socket
 import struct
 import time
 import urllib.parse
@@ -19,6 +18,7 @@ from typing import Any
 
 from ...errors import UserError
 from ...files import to_json, write_atomic
+from ...unix_http import UnixHttpConnection
 from ..layout import Layout
 from .container import LABEL_ENDPOINT, LABEL_SPEC, container_from, create_body, host_folders, reference
 from .process import ProgramState
@@ -26,17 +26,6 @@ from .process import ProgramState
 SOCKET = "/var/run/docker.sock"
 # A daemon that was killed is started again by systemd within seconds.
 DAEMON_PATIENCE_S = 30.0
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 class DockerError(UserError):
@@ -71,7 +60,7 @@ class Docker:
         """(status, body). DockerError for a status of 400 and above that is not in ``ok``, and where nobody answers."""
         deadline = time.monotonic() + self.patience_s
         while True:
-            connection = _UnixConnection(self.path, timeout_s)
+            connection = UnixHttpConnection(self.path, timeout_s)
             try:
                 data = None if body is None else json.dumps(body).encode()
                 connection.request(method, path, body=data, headers={"Content-Type": "application/json"} if data else {})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import socket
 import subprocess
 import time
 import xmlrpc.client
@@ -19,6 +18,7 @@ from typing import Any
 
 from ...errors import UserError
 from ...files import write_atomic
+from ...unix_http import UnixHttpConnection
 from ..layout import Layout
 
 RUNNING = "RUNNING"
@@ -43,28 +43,13 @@ class ProgramState:
         return self.state in (RUNNING, STARTING)
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=90)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        try:
-            self.sock.connect(self._path)
-        except OSError:
-            self.sock.close()
-            raise
-
-
 class _UnixTransport(xmlrpc.client.Transport):
     def __init__(self, path: str) -> None:
         super().__init__()
         self._socket_path = path
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        made = _UnixConnection(self._socket_path)
+        made = UnixHttpConnection(self._socket_path, 90)
         self._connection = (host, made)
         return made
 
