@@ -15,7 +15,8 @@ import pytest
 from contract.flag_sources import BOUNDARY, VERSIONS, Registry, SourceUnavailable, names_of, registry
 from hypothesis import given
 from hypothesis import strategies as st
-from longhaul.engines.base import EngineSettings, Phase
+from longhaul.engines.base import EngineSettings
+from longhaul.engines.diagnosis import Phase
 from longhaul.engines.registry import get_engine
 from longhaul.engines.sglang.adapter import API_KEY_ENV
 from longhaul.engines.sglang.adapter import ENGINE_FAILURES as SGLANG_FAILURES

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from longhaul.engines.base import Phase, diagnose, phase_of
+from longhaul.engines.diagnosis import Phase, diagnose, phase_of
 from longhaul.engines.registry import get_engine
 from standin.cache import PrefixCache, from_ids_text
 from standin.fixture import StandIn

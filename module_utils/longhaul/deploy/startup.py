@@ -6,28 +6,21 @@ Used for both runtimes: what differs (is the process alive? where is the log?) c
 from __future__ import annotations
 
 import json
-import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..engines.base import Diagnosis, EngineAdapter, EngineCapacity, Phase, diagnose, phase_of
+from ..engines.base import EngineAdapter, EngineCapacity
+from ..engines.diagnosis import Diagnosis, Phase, diagnose, last_lines, phase_of, plain_message, unnamed
 from ..progress import Say
 
 POLL_S = 0.5
 HEARTBEAT_S = 15.0
 # Proxies of the environment must not see loopback traffic.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-# Process, level, time and source file of a log line: the message is what tells.
-_PREFIX = re.compile(r"^(\(.*?pid=\d+\)\s*)?([A-Z]+ [\d:. -]+ (\[[^\]]+\])?|\[[^\]]*\])\s*")
-_ERROR = re.compile(r"error|exception|killed|signal", re.IGNORECASE)
-_ROUTINE = re.compile(r"^(\(.*?pid=\d+\)\s*)?(WARNING|INFO|DEBUG)\b")
-# What the launcher (roles/engine/files/launch.py) writes before it becomes the engine: here a life of the server begins.
-LIFE = "longhaul: starting spec "
-_NOISE = re.compile(r"^\s*$|\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -155,8 +148,8 @@ def watch_start(
         elapsed = clock() - began
         if not alive():
             take()
-            why = diagnose(lines, adapter) or _unnamed(lines, current, "the process ended without naming a cause")
-            return StartOutcome(False, elapsed, tuple(phases), None, (), why, True, _tail(lines))
+            why = diagnose(lines, adapter) or unnamed(lines, current, "the process ended without naming a cause")
+            return StartOutcome(False, elapsed, tuple(phases), None, (), why, True, last_lines(lines))
         if http_status(url + adapter.health_path) == 200:
             served = served_models(url, adapter.models_path, api_key)
             if served or (api_key is None and http_status(url + adapter.models_path) == 401):
@@ -170,50 +163,10 @@ def watch_start(
                     capacity = capacity.filled_from(adapter.capacity_from_metrics(http_text(url + adapter.metrics_path)))
                 return StartOutcome(True, clock() - began, tuple(phases), capacity, served)
         if elapsed > timeout_s:
-            why = diagnose(lines, adapter) or _unnamed(lines, current, f"not ready after {timeout_s:.0f} s")
-            return StartOutcome(False, elapsed, tuple(phases), None, (), why, False, _tail(lines))
+            why = diagnose(lines, adapter) or unnamed(lines, current, f"not ready after {timeout_s:.0f} s")
+            return StartOutcome(False, elapsed, tuple(phases), None, (), why, False, last_lines(lines))
         if clock() - spoken >= HEARTBEAT_S:
-            last = _tail(lines, 1)
-            say(f"{current.value} ({elapsed:.0f} s)" + (f": {_PREFIX.sub('', last[0]).strip()[:90]}" if last else ""))
+            last = last_lines(lines, 1)
+            say(f"{current.value} ({elapsed:.0f} s)" + (f": {plain_message(last[0])[:90]}" if last else ""))
             spoken = clock()
         sleep(POLL_S)
-
-
-def last_words(lines: Sequence[str], adapter: EngineAdapter, *, named: bool = False) -> str | None:
-    """Why a server died that served, in one line: the cause that its log names and the fix, else the last error that it logged.
-
-    ``lines``: what was logged since it was last known to be well; what it had logged before, it survived. ``named``: a cause
-    or nothing.
-    """
-    own = [line for line in _last_served(lines, adapter) if not _NOISE.fullmatch(line)]
-    if found := diagnose(own, adapter):
-        # What only hides a cause has no fix.
-        hidden = any(m.wrapper and m.cause == found.cause for m in adapter.failures)
-        return f"{found.cause} ({_message(found.evidence)})" + ("" if hidden else f" | fix: {found.advice}")
-    errors = [] if named else [x for x in own if _ERROR.search(x) and not _ROUTINE.match(x)]
-    return _message(errors[-1]) if errors else None
-
-
-def _last_served(lines: Sequence[str], adapter: EngineAdapter) -> list[str]:
-    """The lines of the last life of the server that served: one that is started in its place, and why that fails, is another."""
-    lives: list[list[str]] = [[]]
-    for line in lines:
-        if LIFE in line:
-            lives.append([])
-        lives[-1].append(line)
-    served = [life for life in lives[1:] if any(phase_of(line, adapter.phases) is Phase.READY for line in life)]
-    return served[-1] if served else lives[0]
-
-
-def _message(line: str) -> str:
-    return " ".join(_PREFIX.sub("", line.strip()).split())[:300]
-
-
-def _unnamed(lines: list[str], phase: Phase, cause: str) -> Diagnosis:
-    errors = [x for x in lines if _ERROR.search(x)]
-    evidence = (errors or list(_tail(lines, 1)) or ["the log is empty"])[-1].strip()[-400:]
-    return Diagnosis(cause, evidence, "read the engine's log (ansible-playbook playbooks/logs.yml)", phase)
-
-
-def _tail(lines: list[str], count: int = 15) -> tuple[str, ...]:
-    return tuple(x for x in lines if not _NOISE.fullmatch(x))[-count:]

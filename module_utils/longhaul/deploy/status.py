@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..engines.base import EngineAdapter
+from ..engines.metrics import parse_counters
 from ..engines.registry import get_engine
 from ..errors import UserError
 from ..files import read_json
 from ..results import Counters
-from ..validate.evidence import LOAD_PATHS, parse_counters, parse_loads
 from .layout import Layout
 from .runtimes.docker import ContainerLog, DockerRuntime
 from .spec import load_spec, read_api_key
@@ -46,7 +47,7 @@ def endpoint_status(where: Layout, now_unix_s: float | None = None) -> EndpointS
     code = http_status(str(spec["url"]) + adapter.health_path, 10)
     load = parse_counters(http_text(str(spec["url"]) + adapter.metrics_path).encode(), adapter.metrics)
     if code == 200 and adapter.metrics.gauges_lag:
-        load = _as_of_now(spec, load)
+        load = _as_of_now(spec, adapter, load)
     return EndpointStatus(
         state="up" if code == 200 else "down",
         deployed=f"{spec['engine']} {spec['version']} {spec['settings']['served_model_name']} @ {int(spec['settings']['context_tokens']):,}",
@@ -58,14 +59,14 @@ def endpoint_status(where: Layout, now_unix_s: float | None = None) -> EndpointS
     )
 
 
-def _as_of_now(spec: Mapping[str, Any], gauges: Counters) -> Counters:
-    """SGLang's own word on its load in place of its gauges, which lag; where it does not tell, they must do."""
+def _as_of_now(spec: Mapping[str, Any], adapter: EngineAdapter, gauges: Counters) -> Counters:
+    """What the engine says of its load now, in place of gauges that lag; where it does not say, the gauges."""
     key = None
     with contextlib.suppress(UserError, ValueError):  # the engine's own file: who asks for the status may not read it
         key = read_api_key(spec, None, remote=False)
-    for path in LOAD_PATHS:
+    for path in adapter.load_paths:
         with contextlib.suppress(ValueError):
-            now = parse_loads(json.loads(http_text(str(spec["url"]) + path, api_key=key)))
+            now = adapter.parse_load(json.loads(http_text(str(spec["url"]) + path, api_key=key)))
             if now is not None:
                 return replace(gauges, running=now.running, kv_usage=gauges.kv_usage if now.kv_usage is None else now.kv_usage)
     return gauges

@@ -6,13 +6,13 @@ the phases of a start, which lines name a failure, what its HTTP looks like and 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from enum import Enum
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol
 
+from ..results import Counters
 from ..version import Version
+from .diagnosis import FailureMark, PhaseMark
 
 HybridKv = Literal["on", "off", "default"]
 
@@ -68,50 +68,6 @@ class Launch:
     secret_env: Mapping[str, str]
 
 
-class Phase(str, Enum):
-    """Phases of a start, in order."""
-
-    INSTALLING = "installing"
-    STARTING = "starting"
-    LOADING = "loading weights"
-    COMPILING = "compiling"
-    SIZING_KV = "sizing KV"
-    CAPTURING = "capturing graphs"
-    READY = "ready"
-
-
-@dataclass(frozen=True)
-class PhaseMark:
-    """A substring that, once seen in the engine's log, means that ``phase`` has begun (or, for READY, is reached)."""
-
-    needle: str
-    phase: Phase
-
-
-@dataclass(frozen=True)
-class FailureMark:
-    """A substring of a log line that names why a start or a run failed. ``wrapper``: only hides the cause above it.
-
-    ``explains``: a broader cause of the same failure, which it takes the place of, though it stands below it in the log.
-    """
-
-    needle: str
-    cause: str
-    advice: str
-    wrapper: bool = False
-    explains: str = ""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """Why an engine died: ``cause`` in our words, ``evidence`` the log line, ``advice`` what to change."""
-
-    cause: str
-    evidence: str
-    advice: str
-    phase: Phase | None = None
-
-
 @dataclass(frozen=True)
 class EngineCapacity:
     """What the engine itself says it holds, read from its log or metrics. Absent figures are ``None``.
@@ -144,7 +100,8 @@ class MetricNames:
     """Prometheus series of the engine; ``None`` where it has none. All are summed over label sets.
 
     ``queue_time``: a histogram of seconds that requests waited, without ``_sum`` and ``_count``. ``gauges_lag``: ``running`` and
-    ``waiting`` may still show requests that ended a while ago, so that they prove nothing about now.
+    ``waiting`` may still show requests that ended a while ago, so that they prove nothing about now. ``born_at_first_use``: counters
+    that the page lacks until they first count something, so that their absence means zero.
     """
 
     prompt_tokens: str
@@ -158,6 +115,17 @@ class MetricNames:
     requests_finished: str | None
     queue_time: str | None = None
     gauges_lag: bool = False
+    born_at_first_use: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What a server says of itself. ``details`` go into the result under the engine's own names."""
+
+    version: str | None = None
+    kv_cache_tokens: int | None = None
+    prefix_cache_off: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -205,7 +173,12 @@ class StreamEvent:
 
 
 class EngineAdapter(Protocol):
-    """One engine. All methods are pure; ``version`` decides where behaviour changed."""
+    """One engine. All methods are pure; ``version`` decides where behaviour changed.
+
+    ``info_paths``: where the server tells its version and settings, newest first. ``load_paths``: where it tells what runs now,
+    for an engine that has no counters unless asked or whose gauges lag; may be empty. ``takes_cache_salt``: a request's
+    ``cache_salt`` keeps its blocks apart in the prefix cache.
+    """
 
     name: str
     default_port: int
@@ -215,6 +188,9 @@ class EngineAdapter(Protocol):
     phases: Sequence[PhaseMark]
     failures: Sequence[FailureMark]
     metrics: MetricNames
+    info_paths: Sequence[str]
+    load_paths: Sequence[str]
+    takes_cache_salt: bool
 
     def launch(self, settings: EngineSettings, version: Version) -> Launch:
         """Settings -> argv and environment for that version. Raises UserError for a setting the version lacks."""
@@ -245,6 +221,17 @@ class EngineAdapter(Protocol):
         """The request that empties the prefix cache, or ``None`` where the server offers none."""
         ...
 
+    def parse_info(self, answer: Any) -> ServerInfo:
+        """The JSON that the first of ``info_paths`` that the server has answers, of any shape."""
+        ...
+
+    def parse_load(self, answer: Any, pool_tokens: int | None = None) -> Counters | None:
+        """The JSON of one of ``load_paths``: what runs and waits now, without counters; ``None`` where it does not say.
+
+        ``pool_tokens``: the KV pool, for an answer that names only what is used of it.
+        """
+        ...
+
     def capacity_from_log(self, lines: Iterable[str]) -> EngineCapacity:
         """Read the engine's own capacity figures from its start-up log."""
         ...
@@ -252,63 +239,3 @@ class EngineAdapter(Protocol):
     def capacity_from_metrics(self, text: str) -> EngineCapacity:
         """The same from what /metrics answers, as far as that version tells."""
         ...
-
-
-def phase_of(line: str, phases: Sequence[PhaseMark]) -> Phase | None:
-    """The phase that this log line marks, or ``None``."""
-    for mark in phases:
-        if mark.needle in line:
-            return mark.phase
-    return None
-
-
-def _around(line: str, needle: str, most: int = 400) -> str:
-    """At most ``most`` characters of a line, with the needle in them (engines print lines of many kilobytes)."""
-    start = max(0, min(line.find(needle) - most // 4, len(line) - most))
-    return line[start : start + most]
-
-
-# How Python ends a traceback, behind whatever a logger puts in front: "(EngineCore pid=31) ERROR … [core.py:1510] ".
-_RAISED = re.compile(r"(?:^|\] )(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): \S")
-# Its first line behind words of the engine, which thereby says that this exception is the end.
-_TRACEBACK = ": Traceback (most recent call last):"
-# The engine got over what the line names: a file that it does without, an exception that it logged as a warning.
-_SURVIVED = re.compile(r"\b(?:proceed|continu)(?:e|es|ed|ing|s)? without\b", re.IGNORECASE)
-_WARNED = re.compile(r"^(?:\([^)]*pid=\d+\) )?(?:WARNING|INFO|DEBUG) ")
-_FIRST_ERROR = "this is the first error that its log holds; ansible-playbook playbooks/logs.yml shows what leads to it"
-
-
-def diagnose(lines: Iterable[str], adapter: EngineAdapter) -> Diagnosis | None:
-    """Name the cause of a failure from a log: the first true cause wins, a wrapper only if nothing better is there.
-
-    A cause that other marks explain waits for what they say further down. A wrapper gives its place as evidence to the first
-    exception that the log holds, known to us or not; one that opens a traceback itself, to the first from there on.
-    """
-    reached: Phase | None = None
-    wrapper: Diagnosis | None = None
-    raised: Diagnosis | None = None
-    broad: Diagnosis | None = None
-    opened = False
-    for raw in lines:
-        line = raw.strip()
-        reached = phase_of(line, adapter.phases) or reached
-        if _SURVIVED.search(line):
-            continue
-        found: Diagnosis | None = None
-        for mark in adapter.failures:
-            if mark.needle not in line or (broad is not None and mark.explains != broad.cause):
-                continue
-            found = Diagnosis(mark.cause, _around(line, mark.needle), mark.advice, broad.phase if broad else reached)
-            if mark.wrapper:
-                wrapper = wrapper or found
-            elif broad is None and any(m.explains == mark.cause for m in adapter.failures):
-                broad = found
-            else:
-                return found
-        if broad is not None:
-            continue
-        if found is not None and not opened and line.endswith(_TRACEBACK):
-            raised, opened = None, True
-        if found is None and raised is None and not _WARNED.match(line) and (said := _RAISED.search(line)):
-            raised = Diagnosis("", line[said.start() :].removeprefix("] ")[:400], _FIRST_ERROR, reached)
-    return broad or (replace(raised, cause=wrapper.cause) if wrapper and raised else wrapper)

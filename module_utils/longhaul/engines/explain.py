@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from .base import Diagnosis, EngineAdapter, EngineCapacity, Phase, diagnose, phase_of
+from .base import EngineAdapter, EngineCapacity
+from .diagnosis import Diagnosis, Phase, diagnose, phase_of
 from .registry import ENGINES
 
 # A log appended by several starts: the line that opens one.

@@ -1,24 +1,14 @@
 """What the server itself says: its counters before and after, cached tokens, other clients' traffic. Parsing is pure.
 
 A server's own log is never a source: vLLM books a whole prompt at its first token and divides by the log interval.
-
-SGLang beside /metrics (which it has with --enable-metrics only), as its sources have it (0.5.6.post2, 0.5.12, 0.5.23):
-``/server_info`` (also ``/get_server_info``) holds settings and gauges of the moment, no counter of tokens; its
-``disable_radix_cache`` settles whether anything can be cached. ``/v1/loads`` (0.5.6.post2: ``/get_load``) tells what runs, waits
-and is held in the KV pool: other people's requests show there, without counters.
 """
 
 from __future__ import annotations
 
-import math
-import re
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
-from ..engines.base import MetricNames
+from ..engines.metrics import has_counters
 from ..results import Counters, RequestRecord, RequestStatus
 
 # Traffic below this is not held against a point: SGLang's health probe generates a token, and a load balancer may
@@ -26,119 +16,6 @@ from ..results import Counters, RequestRecord, RequestStatus
 FOREIGN_PROMPT_TOKENS = 32
 FOREIGN_OUTPUT_TOKENS = 8
 FOREIGN_SHARE = 0.01
-
-# Where SGLang tells its load without --enable-metrics; the second is the older releases' (and deprecated in the newer).
-LOAD_PATHS = ("/v1/loads", "/get_load")
-# SGLang adds to this one only for a request that did hit: on a server that has cached nothing the page lacks it.
-_BORN_AT_FIRST_USE = frozenset({"sglang:cached_tokens_total"})
-
-
-@lru_cache(maxsize=8)
-def _pattern(names: tuple[str, ...]) -> re.Pattern[bytes]:
-    union = b"|".join(re.escape(n.encode()) for n in names)
-    return re.compile(rb"^(" + union + rb")(?:\{[^\n]*\})?[ \t]+(\S+)", re.MULTILINE)
-
-
-def parse_counters(page: bytes, names: MetricNames, unix_s: float | None = None) -> Counters:
-    """A Prometheus page -> Counters. Series are summed over label sets, ``kv_usage`` (0..1) is their maximum."""
-    fields: dict[str, str | None] = {
-        "prompt_tokens": names.prompt_tokens,
-        "generation_tokens": names.generation_tokens,
-        "cache_queries_tokens": names.cache_queries_tokens,
-        "cache_hits_tokens": names.cache_hits_tokens,
-        "running": names.running,
-        "waiting": names.waiting,
-        "kv_usage": names.kv_usage,
-        "preemptions": names.preemptions,
-        "requests_finished": names.requests_finished,
-        "queue_time_s": f"{names.queue_time}_sum" if names.queue_time else None,
-        "queue_times": f"{names.queue_time}_count" if names.queue_time else None,
-    }
-    wanted = tuple(dict.fromkeys(n for n in fields.values() if n))
-    sums: dict[str, float] = {}
-    peaks: dict[str, float] = {}
-    for match in _pattern(wanted).finditer(page):
-        name = match[1].decode()
-        try:
-            value = float(match[2])
-        except ValueError:
-            continue
-        if math.isnan(value):  # a gauge that was never set
-            continue
-        sums[name] = sums.get(name, 0.0) + value
-        peaks[name] = max(peaks.get(name, value), value)
-    if names.prompt_tokens in sums:
-        for name in _BORN_AT_FIRST_USE.intersection(wanted):
-            sums.setdefault(name, 0.0)
-    found = {key: (peaks if key == "kv_usage" else sums).get(name) if name else None for key, name in fields.items()}
-    return Counters(unix_s=time.time() if unix_s is None else unix_s, **found)
-
-
-def has_counters(counters: Counters | None) -> bool:
-    """Whether the page held the counters that prove anything."""
-    return counters is not None and counters.prompt_tokens is not None
-
-
-def parse_loads(answer: Any, pool_tokens: int | None = None, unix_s: float | None = None) -> Counters | None:
-    """SGLang's ``/v1/loads`` or ``/get_load`` -> Counters with gauges only (``has_counters`` is False), or ``None``.
-
-    Ranks are summed; ``kv_usage`` is that of the fullest. ``/get_load`` names no pool: ``pool_tokens`` (of /server_info) stands in,
-    and its tokens include those of waiting prompts.
-    """
-    rows = answer.get("loads") if isinstance(answer, Mapping) else answer
-    ranks = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
-    running = waiting = 0.0
-    usages: list[float] = []
-    for rank in ranks:
-        queued, own = _figure(rank, "num_waiting_reqs"), _figure(rank, "num_running_reqs")
-        total = _figure(rank, "num_reqs")
-        own = total - (queued or 0.0) if own is None and total is not None else own
-        if own is None or queued is None:
-            return None
-        running, waiting = running + max(0.0, own), waiting + queued
-        used = _figure(rank, "num_used_tokens")
-        used = _figure(rank, "num_tokens") if used is None else used
-        pool = _figure(rank, "max_total_num_tokens") or pool_tokens
-        if used is not None and pool:
-            usages.append(min(1.0, used / pool))
-    if not ranks:
-        return None
-    return Counters(
-        unix_s=time.time() if unix_s is None else unix_s, running=running, waiting=waiting, kv_usage=max(usages, default=None)
-    )
-
-
-def _figure(row: Mapping[str, Any], key: str) -> float | None:
-    value = row.get(key)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def parse_models(answer: Any) -> list[tuple[str, int | None]]:
-    """``/v1/models`` -> (served name, max_model_len where given)."""
-    data = answer.get("data") if isinstance(answer, Mapping) else None
-    out: list[tuple[str, int | None]] = []
-    for card in data if isinstance(data, list) else []:
-        if isinstance(card, Mapping) and isinstance(card.get("id"), str):
-            length = card.get("max_model_len")
-            out.append((card["id"], length if isinstance(length, int) else None))
-    return out
-
-
-def parse_server_info(answer: Any) -> dict[str, Any]:
-    """SGLang's ``/server_info`` -> the figures that matter: version, pool sizes, context. Missing ones are left out."""
-    if not isinstance(answer, Mapping):
-        return {}
-    wanted = (
-        "version",
-        "max_total_num_tokens",
-        "context_length",
-        "max_running_requests",
-        "chunked_prefill_size",
-        "disable_radix_cache",
-        "enable_metrics",
-        "enable_cache_report",
-    )
-    return {key: answer[key] for key in wanted if answer.get(key) is not None}
 
 
 @dataclass(frozen=True)

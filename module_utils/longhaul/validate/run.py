@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..client.client import Buffer, Client, Endpoint, HttpFormatError, Reply, Timeouts
 from ..client.load import Job, LagMonitor, RecordWriter, run_burst
-from ..deploy.startup import last_words
-from ..engines.base import EngineAdapter
+from ..engines.base import EngineAdapter, ServerInfo
+from ..engines.diagnosis import last_words
+from ..engines.metrics import has_counters, parse_counters, parse_models
 from ..engines.registry import get_engine
 from ..errors import UserError
 from ..files import write_atomic
@@ -57,14 +58,8 @@ from ..results import (
 from ..stats import median, summarize
 from ..version import Version, __version__
 from .evidence import (
-    LOAD_PATHS,
     cache_finding,
     delta,
-    has_counters,
-    parse_counters,
-    parse_loads,
-    parse_models,
-    parse_server_info,
     queue_s,
     traffic,
 )
@@ -255,9 +250,9 @@ class _Server:
     version: str = ""
     context_tokens: int | None = None
     kv_cache_tokens: int | None = None
-    info: dict[str, Any] = field(default_factory=dict)
+    info: ServerInfo = field(default_factory=ServerInfo)
     tokenizes: bool | None = None
-    load_path: str | None = None  # SGLang's /v1/loads or /get_load, once found; "" where it has neither
+    load_path: str | None = None  # the one of the adapter's load_paths that answered; "" where none did
 
 
 class _Gone(Exception):
@@ -359,18 +354,14 @@ class _Run:
             _fits_context(point, self.server.context_tokens)
 
     async def _ask_details(self) -> None:
-        for path in ("/version", "/server_info", "/get_server_info"):
+        for path in self.adapter.info_paths:
             with contextlib.suppress(_Gone):
                 reply = await self._call("GET", path)
-                if reply.status != 200:
-                    continue
-                info = parse_server_info(reply.json())
-                self.server.info.update(info)
-                self.server.version = self.server.version or str(info.get("version") or "")
-                if path != "/version":
+                if reply.status == 200:
+                    self.server.info = self.adapter.parse_info(reply.json())
                     break
-        size = self.server.info.get("max_total_num_tokens")
-        self.server.kv_cache_tokens = self.config.kv_cache_tokens or (size if isinstance(size, int) else None)
+        self.server.version = self.server.version or self.server.info.version or ""
+        self.server.kv_cache_tokens = self.config.kv_cache_tokens or self.server.info.kv_cache_tokens
         if self.config.engine_version:
             self.server.version = self.config.engine_version
 
@@ -554,7 +545,7 @@ class _Run:
             "ignore_eos": True,
             "min_tokens": output_tokens,
         }
-        if salt is not None and self.config.engine == "vllm":
+        if salt is not None and self.adapter.takes_cache_salt:
             body["cache_salt"] = salt
         return json.dumps(body, separators=(",", ":")).encode()
 
@@ -753,12 +744,12 @@ class _Run:
         return replace(counters, running=now.running if now else None, waiting=now.waiting if now else None)
 
     async def _gauges(self) -> Counters | None:
-        """SGLang: what runs and waits, from /v1/loads or /get_load."""
-        if self.config.engine != "sglang" or self.server.load_path == "":
+        """What runs and waits, where the engine tells it beside its metrics."""
+        if self.server.load_path == "":
             return None
-        for path in LOAD_PATHS if self.server.load_path is None else (self.server.load_path,):
+        for path in self.adapter.load_paths if self.server.load_path is None else (self.server.load_path,):
             reply = await self._call("GET", path)
-            found = parse_loads(reply.json(), self.server.kv_cache_tokens) if reply.status == 200 else None
+            found = self.adapter.parse_load(reply.json(), self.server.kv_cache_tokens) if reply.status == 200 else None
             if found is not None:
                 self.server.load_path = path
                 return found
@@ -1004,7 +995,7 @@ class _Run:
         ok = [r for r in records if r.status is RequestStatus.OK]
         moved = delta(before, after)
         others = traffic(moved, records) if moved is not None else None
-        cache = cache_finding(records, moved, others, cache_off=self.server.info.get("disable_radix_cache") is True)
+        cache = cache_finding(records, moved, others, cache_off=self.server.info.prefix_cache_off)
         physics = self._physics(point, ok)
         if physics is not None and physics.ratio < config.limits.floor_ratio and self._recalibrate():
             physics = self._physics(point, ok)
@@ -1126,7 +1117,7 @@ class _Run:
             reasons=tuple(reasons),
             points=points,
             settings=self._settings(),
-            environment={**_client_environment(), **config.environment, "server": self.server.info},
+            environment={**_client_environment(), **config.environment, "server": dict(self.server.info.details)},
             capacity=config.capacity,
             needles=cells,
             needle_recall=recall,

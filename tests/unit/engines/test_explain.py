@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from longhaul import cli
-from longhaul.engines.base import Phase
+from longhaul.engines.diagnosis import Phase
 from longhaul.engines.explain import adapter_for, detect_engine, explain, last_start, phase_spans, stamp_s, vllm_throughput
 from longhaul.engines.registry import get_engine
 from unit.engines.samples import SGLANG, VLLM_OLD, log

@@ -13,32 +13,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...errors import UserError
+from ...results import Counters
 from ...version import Version
+from ..argv import Row, api_key_path, check_extra_args, flag_values, refuse_first
 from ..base import (
     BodyTemplate,
     EngineCapacity,
     EngineSettings,
-    FailureMark,
     HttpRequest,
     Launch,
     MetricNames,
-    Phase,
-    PhaseMark,
+    ServerInfo,
     StreamEvent,
     Usage,
 )
 from ..block_size import block_faults
-from ..common import (
-    COMMON_FAILURES,
-    Row,
-    api_key_path,
-    check_extra_args,
-    error_message,
-    flag_values,
-    message_of,
-    openai_event,
-    refuse_first,
-)
+from ..diagnosis import COMMON_FAILURES, FailureMark, Phase, PhaseMark
+from ..openai import error_message, message_of, openai_event
+from .load import INFO_PATHS, LOAD_PATHS, parse_info, parse_loads
 
 OLDEST = Version.parse("0.5.6.post2")
 
@@ -156,6 +148,8 @@ METRICS = MetricNames(
     # Set anew with a prefill batch, every 40 decode steps and every 30 s while idle (managers/scheduler_runtime_checker_mixin.py;
     # seen on 0.5.12.post1: still 1 long after the only request had ended).
     gauges_lag=True,
+    # Counted only for a request that did hit: a server that has cached nothing does not show it.
+    born_at_first_use=frozenset({"sglang:cached_tokens_total"}),
 )
 
 _START = "server_args="
@@ -191,6 +185,9 @@ class SGLang:
     phases: Sequence[PhaseMark] = PHASES
     failures: Sequence[FailureMark] = (*ENGINE_FAILURES, *COMMON_FAILURES)
     metrics: MetricNames = METRICS
+    info_paths: Sequence[str] = INFO_PATHS
+    load_paths: Sequence[str] = LOAD_PATHS
+    takes_cache_salt: bool = False
 
     def launch(self, settings: EngineSettings, version: Version) -> Launch:
         """Settings -> argv (after the python executable) and environment for that version.
@@ -299,6 +296,14 @@ class SGLang:
     def flush_cache(self, version: Version) -> HttpRequest | None:
         """``POST /flush_cache``; answers 400 while requests run."""
         return HttpRequest("POST", "/flush_cache")
+
+    def parse_info(self, answer: Any) -> ServerInfo:
+        """``/server_info``."""
+        return parse_info(answer)
+
+    def parse_load(self, answer: Any, pool_tokens: int | None = None) -> Counters | None:
+        """``/v1/loads`` or ``/get_load``."""
+        return parse_loads(answer, pool_tokens)
 
     def capacity_from_metrics(self, text: str) -> EngineCapacity:
         """The gauge ``sglang:max_total_num_tokens``; over ranks the smallest pool counts."""

@@ -13,33 +13,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...errors import UserError
+from ...results import Counters
 from ...version import Version
+from ..argv import Row, api_key_path, check_extra_args, flag_values, refuse_first
 from ..base import (
     BodyTemplate,
     EngineCapacity,
     EngineSettings,
-    FailureMark,
     HttpRequest,
     Launch,
     MetricNames,
-    Phase,
-    PhaseMark,
+    ServerInfo,
     StreamEvent,
 )
 from ..block_size import block_faults
-from ..common import (
-    COMMON_FAILURES,
-    DRIVER_ADVICE,
-    PATH_ADVICE,
-    Row,
-    api_key_path,
-    check_extra_args,
-    error_message,
-    flag_values,
-    message_of,
-    openai_event,
-    refuse_first,
-)
+from ..diagnosis import COMMON_FAILURES, DRIVER_ADVICE, PATH_ADVICE, FailureMark, Phase, PhaseMark
+from ..metrics import parse_version
+from ..openai import error_message, message_of, openai_event
 
 OLDEST = Version.parse("0.12.0")
 
@@ -190,6 +180,9 @@ class VLLM:
     phases: Sequence[PhaseMark] = PHASES
     failures: Sequence[FailureMark] = (*ENGINE_FAILURES, *COMMON_FAILURES)
     metrics: MetricNames = METRICS
+    info_paths: Sequence[str] = ("/version",)
+    load_paths: Sequence[str] = ()
+    takes_cache_salt: bool = True
 
     def launch(self, settings: EngineSettings, version: Version) -> Launch:
         """Settings -> argv (after the python executable) and environment for that version.
@@ -294,6 +287,14 @@ class VLLM:
         """``POST /reset_prefix_cache``. The route exists only under VLLM_SERVER_DEV_MODE=1 (extra_env): a 404 means
         that this server cannot be flushed, and fresh prompts with a salt are the way to a cold cache."""
         return HttpRequest("POST", "/reset_prefix_cache")
+
+    def parse_info(self, answer: Any) -> ServerInfo:
+        """``/version``; its settings vLLM shows in developer mode only."""
+        return parse_version(answer)
+
+    def parse_load(self, answer: Any, pool_tokens: int | None = None) -> Counters | None:
+        """vLLM's gauges are of the moment: there is no other source."""
+        return None
 
     def capacity_from_metrics(self, text: str) -> EngineCapacity:
         """The labels of ``vllm:cache_config_info``: blocks in all versions, tokens and concurrency in newer ones [run: 0.32]."""

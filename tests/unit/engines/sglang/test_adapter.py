@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from longhaul.engines.base import EngineAdapter, Phase, diagnose, phase_of
+from longhaul.engines.base import EngineAdapter
+from longhaul.engines.diagnosis import Phase, diagnose, phase_of
 from longhaul.engines.registry import get_engine
 from longhaul.engines.sglang.adapter import API_KEY_ENV, default_max_running_requests
 from longhaul.errors import UserError

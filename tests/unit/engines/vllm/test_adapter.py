@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from longhaul.engines.base import EngineAdapter, EngineCapacity, Phase, diagnose, phase_of
+from longhaul.engines.base import EngineAdapter, EngineCapacity
+from longhaul.engines.diagnosis import Phase, diagnose, phase_of
 from longhaul.engines.registry import get_engine
 from longhaul.errors import UserError
 from longhaul.version import Version

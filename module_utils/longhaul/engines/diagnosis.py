@@ -1,16 +1,83 @@
-"""What both engines share: failures of what lies below them (torch, NCCL, driver, hub, OS) and OpenAI-shaped JSON."""
+"""Why an engine did not start, or died: the phases and failures that its log names, read from the log alone.
+
+An adapter brings its own marks; what lies below every engine (argparse, sockets, torch, NCCL, driver, hub, disk) is in
+``COMMON_FAILURES``.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Protocol
 
-from ..errors import UserError
-from ..version import Version
-from .base import EngineSettings, FailureMark, StreamEvent, Usage
 
+class Phase(str, Enum):
+    """Phases of a start, in order."""
+
+    INSTALLING = "installing"
+    STARTING = "starting"
+    LOADING = "loading weights"
+    COMPILING = "compiling"
+    SIZING_KV = "sizing KV"
+    CAPTURING = "capturing graphs"
+    READY = "ready"
+
+
+@dataclass(frozen=True)
+class PhaseMark:
+    """A substring that, once seen in the engine's log, means that ``phase`` has begun (or, for READY, is reached)."""
+
+    needle: str
+    phase: Phase
+
+
+@dataclass(frozen=True)
+class FailureMark:
+    """A substring of a log line that names why a start or a run failed. ``wrapper``: only hides the cause above it.
+
+    ``explains``: a broader cause of the same failure, which it takes the place of, though it stands below it in the log.
+    """
+
+    needle: str
+    cause: str
+    advice: str
+    wrapper: bool = False
+    explains: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why an engine died: ``cause`` in our words, ``evidence`` the log line, ``advice`` what to change."""
+
+    cause: str
+    evidence: str
+    advice: str
+    phase: Phase | None = None
+
+
+class LogMarks(Protocol):
+    """What an adapter knows of its engine's log, in the order in which it is looked for."""
+
+    @property
+    def phases(self) -> Sequence[PhaseMark]:
+        """The lines that open a phase of the start."""
+        ...
+
+    @property
+    def failures(self) -> Sequence[FailureMark]:
+        """The lines that name a failure."""
+        ...
+
+
+# Process, level, time and source file of a log line: the message is what tells.
+_PREFIX = re.compile(r"^(\(.*?pid=\d+\)\s*)?([A-Z]+ [\d:. -]+ (\[[^\]]+\])?|\[[^\]]*\])\s*")
+_ERROR = re.compile(r"error|exception|killed|signal", re.IGNORECASE)
+_ROUTINE = re.compile(r"^(\(.*?pid=\d+\)\s*)?(WARNING|INFO|DEBUG)\b")
+# What the launcher (roles/engine/files/launch.py) writes before it becomes the engine: here a life of the server begins.
+LIFE = "longhaul: starting spec "
+_NOISE = re.compile(r"^\s*$|\x1b\[[0-9;]*m")
 _ACCESS = "accept the model's licence on the hub, check that the token file holds a token with read access, or use a local path"
 PATH_ADVICE = "check the model path on this host (and its mount in the container): the folder needs config.json and weights"
 DRIVER_ADVICE = "check `nvidia-smi` on the host (and in the container), the driver version and the GPU request of the container"
@@ -141,101 +208,101 @@ COMMON_FAILURES: tuple[FailureMark, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Row:
-    """A behaviour that depends on the version: it holds from ``since`` (inclusive) to ``until`` (exclusive)."""
-
-    what: str
-    since: Version
-    until: Version | None = None
-
-    def holds(self, version: Version) -> bool:
-        """Whether the row applies to that version."""
-        return self.since <= version and (self.until is None or version < self.until)
-
-
-def check_extra_args(settings: EngineSettings) -> None:
-    """Refuse what must not stand in argv: a key, or a second value for an option that the settings decide."""
-    for word in settings.extra_args:
-        name = word.split("=", 1)[0]
-        if name in ("--api-key", "--admin-api-key", "--hf-token"):
-            raise UserError(
-                f"{name} in extra_args", "no secret in argv", "use api_key_file; a hub token goes into the model store"
-            )
-        if name in ("--model", "--model-path", "--port", "--host"):
-            raise UserError(f"{name} in extra_args", "one value for each option", "set it by its own setting")
-
-
-def refuse_first(faults: Iterable[UserError]) -> None:
-    """Raise the first of them, where there is one."""
-    for fault in faults:
-        raise fault
-
-
-def api_key_path(settings: EngineSettings) -> str | None:
-    """The key file, or ``None``; an empty string counts as none."""
-    return settings.api_key_file or None
-
-
-def flag_values(rows: tuple[tuple[str, object], ...]) -> list[str]:
-    """``(flag, value)`` rows -> argv words; ``None`` and ``"auto"`` say nothing."""
-    words: list[str] = []
-    for flag, value in rows:
-        if value is not None and value != "auto":
-            words += [flag, str(value)]
-    return words
-
-
-def openai_usage(usage: Mapping[str, Any]) -> Usage:
-    """``usage`` of the OpenAI routes; ``cached_tokens`` is ``None`` where the server says nothing."""
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
-    return Usage(usage.get("prompt_tokens"), usage.get("completion_tokens"), cached)
-
-
-def openai_event(event: Mapping[str, Any]) -> StreamEvent:
-    """One SSE payload of ``/v1/completions`` or ``/v1/chat/completions``."""
-    choices = event.get("choices")
-    first: Mapping[str, Any] = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
-    delta = first.get("delta")
-    text = first.get("text")
-    if text is None and isinstance(delta, Mapping):
-        text = delta.get("content")
-    usage = event.get("usage")
-    reason = first.get("finish_reason")
-    return StreamEvent(
-        text=str(text or ""),
-        usage=openai_usage(usage) if isinstance(usage, Mapping) else None,
-        finish_reason=None if reason is None else str(reason),
-    )
-
-
-def message_of(data: object) -> str | None:
-    """The human sentence inside an error object of any known shape, or ``None``.
-
-    Shapes: ``{"error": {"message"}}`` (vLLM, SGLang /generate), ``{"error": "text"}`` (authentication),
-    ``{"object": "error", "message"}`` (SGLang OpenAI routes), ``{"detail": "text" | [{"msg", "loc"}]}`` (FastAPI).
-    """
-    if isinstance(data, str):
-        return data.strip() or None
-    if isinstance(data, list):
-        found = [m for m in map(message_of, data) if m]
-        return "; ".join(found) or None
-    if not isinstance(data, Mapping):
-        return None
-    for key in ("error", "message", "detail", "msg"):
-        if key in data and (inner := message_of(data[key])):
-            place = data.get("loc")
-            if key == "msg" and isinstance(place, list):
-                return f"{'.'.join(map(str, place))}: {inner}"
-            return inner
+def phase_of(line: str, phases: Sequence[PhaseMark]) -> Phase | None:
+    """The phase that this log line marks, or ``None``."""
+    for mark in phases:
+        if mark.needle in line:
+            return mark.phase
     return None
 
 
-def error_message(status: int, body: bytes) -> str:
-    """The server's own words in an HTTP error body; else the start of the body; else the status. Never empty."""
-    try:
-        data: object = json.loads(body)
-    except ValueError:
-        data = None
-    return message_of(data) or body[:400].decode("utf-8", "replace").strip() or f"HTTP {status} with an empty body"
+def _around(line: str, needle: str, most: int = 400) -> str:
+    """At most ``most`` characters of a line, with the needle in them (engines print lines of many kilobytes)."""
+    start = max(0, min(line.find(needle) - most // 4, len(line) - most))
+    return line[start : start + most]
+
+
+# How Python ends a traceback, behind whatever a logger puts in front: "(EngineCore pid=31) ERROR … [core.py:1510] ".
+_RAISED = re.compile(r"(?:^|\] )(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): \S")
+# Its first line behind words of the engine, which thereby says that this exception is the end.
+_TRACEBACK = ": Traceback (most recent call last):"
+# The engine got over what the line names: a file that it does without, an exception that it logged as a warning.
+_SURVIVED = re.compile(r"\b(?:proceed|continu)(?:e|es|ed|ing|s)? without\b", re.IGNORECASE)
+_WARNED = re.compile(r"^(?:\([^)]*pid=\d+\) )?(?:WARNING|INFO|DEBUG) ")
+_FIRST_ERROR = "this is the first error that its log holds; ansible-playbook playbooks/logs.yml shows what leads to it"
+
+
+def diagnose(lines: Iterable[str], marks: LogMarks) -> Diagnosis | None:
+    """Name the cause of a failure from a log: the first true cause wins, a wrapper only if nothing better is there.
+
+    A cause that other marks explain waits for what they say further down. A wrapper gives its place as evidence to the first
+    exception that the log holds, known to us or not; one that opens a traceback itself, to the first from there on.
+    """
+    reached: Phase | None = None
+    wrapper: Diagnosis | None = None
+    raised: Diagnosis | None = None
+    broad: Diagnosis | None = None
+    opened = False
+    for raw in lines:
+        line = raw.strip()
+        reached = phase_of(line, marks.phases) or reached
+        if _SURVIVED.search(line):
+            continue
+        found: Diagnosis | None = None
+        for mark in marks.failures:
+            if mark.needle not in line or (broad is not None and mark.explains != broad.cause):
+                continue
+            found = Diagnosis(mark.cause, _around(line, mark.needle), mark.advice, broad.phase if broad else reached)
+            if mark.wrapper:
+                wrapper = wrapper or found
+            elif broad is None and any(m.explains == mark.cause for m in marks.failures):
+                broad = found
+            else:
+                return found
+        if broad is not None:
+            continue
+        if found is not None and not opened and line.endswith(_TRACEBACK):
+            raised, opened = None, True
+        if found is None and raised is None and not _WARNED.match(line) and (said := _RAISED.search(line)):
+            raised = Diagnosis("", line[said.start() :].removeprefix("] ")[:400], _FIRST_ERROR, reached)
+    return broad or (replace(raised, cause=wrapper.cause) if wrapper and raised else wrapper)
+
+
+def last_words(lines: Sequence[str], marks: LogMarks, *, named: bool = False) -> str | None:
+    """Why a server died that served, in one line: the cause that its log names and the fix, else the last error that it logged.
+
+    ``lines``: what was logged since it was last known to be well; what it had logged before, it survived. ``named``: a cause
+    or nothing.
+    """
+    own = [line for line in _last_served(lines, marks) if not _NOISE.fullmatch(line)]
+    if found := diagnose(own, marks):
+        # What only hides a cause has no fix.
+        hidden = any(m.wrapper and m.cause == found.cause for m in marks.failures)
+        return f"{found.cause} ({plain_message(found.evidence)})" + ("" if hidden else f" | fix: {found.advice}")
+    errors = [] if named else [x for x in own if _ERROR.search(x) and not _ROUTINE.match(x)]
+    return plain_message(errors[-1]) if errors else None
+
+
+def _last_served(lines: Sequence[str], marks: LogMarks) -> list[str]:
+    """The lines of the last life of the server that served: one that is started in its place, and why that fails, is another."""
+    lives: list[list[str]] = [[]]
+    for line in lines:
+        if LIFE in line:
+            lives.append([])
+        lives[-1].append(line)
+    served = [life for life in lives[1:] if any(phase_of(line, marks.phases) is Phase.READY for line in life)]
+    return served[-1] if served else lives[0]
+
+
+def plain_message(line: str) -> str:
+    return " ".join(_PREFIX.sub("", line.strip()).split())[:300]
+
+
+def unnamed(lines: list[str], phase: Phase, cause: str) -> Diagnosis:
+    errors = [x for x in lines if _ERROR.search(x)]
+    evidence = (errors or list(last_lines(lines, 1)) or ["the log is empty"])[-1].strip()[-400:]
+    return Diagnosis(cause, evidence, "read the engine's log (ansible-playbook playbooks/logs.yml)", phase)
+
+
+def last_lines(lines: list[str], count: int = 15) -> tuple[str, ...]:
+    return tuple(x for x in lines if not _NOISE.fullmatch(x))[-count:]
