@@ -101,13 +101,15 @@ def bodies(scenario: Scenario, folder: Path) -> list[Body]:
 
 async def ours(url: str, scenario: Scenario, prepared: list[Body]) -> list[tuple[float, float, float]]:
     """(TTFT, median gap, E2E) of each request, seconds."""
-    from longhaul.client.client import Client, Endpoint, Timeouts
+    from longhaul.client.endpoint import Endpoint
+    from longhaul.client.exchange import Timeouts
     from longhaul.client.load import no_collections
+    from longhaul.client.stream import StreamClient
     from longhaul.engines.registry import get_engine
 
     adapter = get_engine("vllm")
     out: list[tuple[float, float, float]] = []
-    async with Client(Endpoint.parse(url)) as client:
+    async with StreamClient(Endpoint.parse(url)) as client:
         await client.open_connections(scenario.in_flight)
         waiting = iter(prepared)
 

@@ -18,7 +18,9 @@ from pathlib import Path
 from ..errors import UserError
 from ..prompts.facts import PromptFacts
 from ..results import NeedleAnswer, RequestRecord, RequestStatus, to_jsonable
-from .client import Buffer, Client, EventParser, Exchange, Timeouts
+from .connection import Buffer
+from .exchange import EventParser, Exchange, Timeouts
+from .stream import StreamClient
 
 _TICK_S = 0.01
 _SMALL_LAG_S = 0.002
@@ -196,7 +198,7 @@ def no_collections() -> Iterator[None]:
 
 
 async def run_burst(
-    client: Client,
+    client: StreamClient,
     jobs: Sequence[Job],
     parser: EventParser,
     timeouts: Timeouts,

@@ -22,8 +22,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..client.client import Buffer, Client, Endpoint, HttpFormatError, Reply, Timeouts
+from ..client.connection import Buffer
+from ..client.control import ControlClient, Reply, ServerUnreachable
+from ..client.endpoint import Endpoint
+from ..client.exchange import Timeouts
 from ..client.load import Job, LagMonitor, RecordWriter, run_burst
+from ..client.stream import StreamClient
 from ..engines.base import EngineAdapter, ServerInfo
 from ..engines.diagnosis import last_words
 from ..engines.metrics import has_counters, parse_counters, parse_models
@@ -274,7 +278,9 @@ class _Run:
         self.started_unix_s = time.time()
         self.seed = config.seed if config.seed is not None else secrets.randbits(31)
         self.salt = f"{config.run_id}-{secrets.token_hex(8)}"
-        self.client = Client(Endpoint.parse(config.url), api_key=config.api_key, headers=config.headers, proxy=config.proxy)
+        endpoint = Endpoint.parse(config.url)
+        self.client = StreamClient(endpoint, api_key=config.api_key, headers=config.headers, proxy=config.proxy)
+        self.control = ControlClient(endpoint, api_key=config.api_key, headers=config.headers, proxy=config.proxy)
         self.server = _Server()
         self.hardware = config.hardware
         self.hardware_note: str | None = None
@@ -297,7 +303,7 @@ class _Run:
     # -- the run
 
     async def run(self) -> RunResult:
-        async with self.client:
+        async with self.client, self.control:
             self.writer = RecordWriter(self.config.out_dir / "requests.jsonl")
             try:
                 await self._meet()
@@ -323,9 +329,9 @@ class _Run:
         self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout_s: float = _CONTROL_TIMEOUT_S
     ) -> Reply:
         try:
-            return await self.client.call(method, path, body, timeout_s=timeout_s)
-        except (OSError, asyncio.TimeoutError, HttpFormatError) as exc:
-            raise _Gone(f"{method} {self.client.endpoint.url}{path}: {exc or type(exc).__name__}") from exc
+            return await self.control.call(method, path, body, timeout_s=timeout_s)
+        except ServerUnreachable as exc:
+            raise _Gone(str(exc)) from exc
 
     async def _meet(self) -> None:
         """Ask for the served name and context. A server that is not there, or refuses us, is a usage error: nothing ran."""
@@ -692,14 +698,13 @@ class _Run:
         """Why the server is proven dead, or ``None``. A refused connection twice in a row is proof, a slow answer is not."""
         for attempt in (1, 2):
             try:
-                await self.client.call("GET", self.adapter.models_path, timeout_s=_CONTROL_TIMEOUT_S)
-            except asyncio.TimeoutError:
-                return None
-            except (OSError, HttpFormatError) as exc:
+                await self.control.call("GET", self.adapter.models_path, timeout_s=_CONTROL_TIMEOUT_S)
+            except ServerUnreachable as exc:
+                if exc.timed_out:
+                    return None
                 if attempt == 2:
-                    words = "connection refused" if isinstance(exc, ConnectionRefusedError) else str(exc) or type(exc).__name__
                     await self._hear("server_dead", "the server is gone, its log says", wait_s=_LAST_WORDS_S)
-                    return f"the server is gone ({words})"
+                    return f"the server is gone ({exc.reason})"
                 await asyncio.sleep(0.3)
             else:
                 return None

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from longhaul.client.client import Client, Endpoint, Timeouts
+from longhaul.client.endpoint import Endpoint
+from longhaul.client.exchange import Timeouts
 from longhaul.client.load import Job, LagMonitor, RecordWriter, read_records, run_burst
+from longhaul.client.stream import StreamClient
 from longhaul.engines.registry import get_engine
 from longhaul.errors import UserError
 from longhaul.results import NeedleAnswer, RequestRecord, RequestStatus
@@ -33,7 +35,7 @@ def burst(url: str, jobs: list[Job], **options: Any) -> list[RequestRecord]:
     kept: list[RequestRecord] = []
 
     async def act() -> list[RequestRecord]:
-        async with Client(Endpoint.parse(url)) as client:
+        async with StreamClient(Endpoint.parse(url)) as client:
             return await run_burst(
                 client, jobs, VLLM, options.pop("timeouts", Timeouts(stall_s=5)), lag=LagMonitor(), on_record=kept.append
             )
