@@ -57,7 +57,7 @@ LONGHAUL = """
 from pathlib import Path
 cache = sys.argv[4]
 t = time.perf_counter()
-from longhaul.prompts.corpus import ensure_corpus, recommended_tokens
+from longhaul.prompts.build import ensure_corpus, recommended_tokens
 from longhaul.prompts.factory import PromptFactory
 corpus = ensure_corpus(tokens=recommended_tokens(n), cache_dir=Path(cache), tokenizer=Path(folder))
 setup = time.perf_counter() - t
@@ -232,7 +232,7 @@ def judge(prompt: str | list[int], folder: Path, n: int) -> tuple[int, float]:
     """(tokens too many, share of distinct 16-grams); a text is counted as one string, as a server does."""
     sys.path.insert(0, str(ROOT / "module_utils"))
     import numpy as np
-    from longhaul.prompts.corpus import distinct_ngram_share
+    from longhaul.prompts.ids import distinct_ngram_share
     from tokenizers import Tokenizer
 
     ids = prompt

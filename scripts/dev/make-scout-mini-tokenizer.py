@@ -9,7 +9,7 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from longhaul.prompts.corpus import generated_chunks
+from longhaul.prompts.text import generated_chunks
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 OUT = Path(__file__).resolve().parents[2] / "roles/model_store/files/models/scout-mini"

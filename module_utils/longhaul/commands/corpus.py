@@ -8,15 +8,8 @@ import time
 from pathlib import Path
 
 from ..errors import UserError
-from ..prompts.corpus import (
-    BuildProgress,
-    CorpusMeta,
-    default_cache_dir,
-    ensure_corpus,
-    find_corpora,
-    read_meta,
-    recommended_tokens,
-)
+from ..prompts.build import BuildProgress, ensure_corpus, recommended_tokens
+from ..prompts.corpus import CorpusMeta, default_cache_dir, find_corpora, read_meta
 
 NAME = "corpus"
 HELP = "build or inspect the token corpus that prompts are cut from"

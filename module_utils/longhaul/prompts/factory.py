@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
-from .corpus import Corpus, Tokenizer, render_ids
+from .corpus import Corpus
 from .facts import PromptFacts
+from .ids import render_ids
 from .needles import NeedlePlan
+from .tokenizer import Tokenizer
 
 NONCE_TOKENS = 16
 LATEST_NONCE = 8

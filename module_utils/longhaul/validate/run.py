@@ -398,7 +398,8 @@ class _Run:
         self.forecaster = Forecaster(cost, peak.peak_flop_per_s, decode_floor_s=decode.floor_s)
 
     def _prepare_prompts(self) -> None:
-        from ..prompts.corpus import ensure_corpus, random_ids_corpus, recommended_tokens
+        from ..prompts.build import ensure_corpus, recommended_tokens
+        from ..prompts.corpus import random_ids_corpus
         from ..prompts.factory import PromptFactory
 
         config = self.config
@@ -1075,7 +1076,7 @@ class _Run:
         first = next((r for r in records if r.prompt_start is not None), None)
         if self.corpus_note is None or self.factory is None or first is None or first.prompt_start is None:
             return None
-        from ..prompts.corpus import distinct_ngram_share
+        from ..prompts.ids import distinct_ngram_share
 
         corpus = self.factory.corpus
         return distinct_ngram_share(corpus.ids(first.prompt_start, min(corpus.n_tokens, first.prompt_start + first.input_tokens)))

@@ -16,22 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from longhaul.cli import main
 from longhaul.errors import UserError
-from longhaul.prompts import corpus as module
-from longhaul.prompts.corpus import (
-    BuildProgress,
-    corpus_from_ids,
-    distinct_ngram_share,
-    ensure_corpus,
-    file_chunks,
-    find_corpora,
-    load_tokenizer,
-    open_corpus,
-    random_id_range,
-    random_ids,
-    random_ids_corpus,
-    recommended_tokens,
-    render_ids,
-)
+from longhaul.prompts import build as build_module
+from longhaul.prompts import corpus as corpus_module
+from longhaul.prompts.build import BuildProgress, ensure_corpus, recommended_tokens
+from longhaul.prompts.corpus import corpus_from_ids, find_corpora, open_corpus, random_ids_corpus
+from longhaul.prompts.ids import distinct_ngram_share, render_ids
+from longhaul.prompts.text import file_chunks, random_id_range, random_ids
+from longhaul.prompts.tokenizer import load_tokenizer
 from tiny_tokenizer import SPECIAL, write_tokenizer
 
 
@@ -48,8 +39,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Generated corpora are at least 131,072 tokens long; less is quicker to build and the same otherwise."""
-    monkeypatch.setattr(module, "MIN_GENERATED_TOKENS", 30_000)
-    monkeypatch.setattr(module, "ALPHABET_TOKENS", 10_000)
+    monkeypatch.setattr(build_module, "MIN_GENERATED_TOKENS", 30_000)
+    monkeypatch.setattr(corpus_module, "ALPHABET_TOKENS", 10_000)
 
 
 @given(st.lists(st.integers(0, 2**32 - 1)))
@@ -241,7 +232,7 @@ def test_two_runs_build_once(tmp_path: Path) -> None:
 
 def test_disk_too_small_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=10 * 2**20))
+    monkeypatch.setattr(build_module.shutil, "disk_usage", lambda _: usage._replace(free=10 * 2**20))
     with pytest.raises(UserError, match=r"10 MiB free .* 120 MiB"):
         ensure_corpus(tokens=10_485_760, cache_dir=tmp_path, vocab_size=50_000)
 
@@ -250,7 +241,7 @@ def test_disk_that_fills_up_during_the_build_leaves_nothing_behind(tmp_path: Pat
     def full(_: object) -> bytes:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "render_ids", full)
+    monkeypatch.setattr(build_module, "render_ids", full)
     with pytest.raises(UserError, match="MiB free for the corpus"):
         ensure_corpus(tokens=1000, cache_dir=tmp_path, vocab_size=50_000)
     assert [p.name for p in tmp_path.glob("corpus/*/*")] == [".lock"]

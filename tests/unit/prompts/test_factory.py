@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longhaul.errors import UserError
-from longhaul.prompts.corpus import Corpus, Tokenizer, distinct_ngram_share, ensure_corpus, load_tokenizer, random_ids_corpus
+from longhaul.prompts.build import ensure_corpus
+from longhaul.prompts.corpus import Corpus, random_ids_corpus
 from longhaul.prompts.factory import PromptFactory
+from longhaul.prompts.ids import distinct_ngram_share
 from longhaul.prompts.needles import KINDS, plan_needles
+from longhaul.prompts.tokenizer import Tokenizer, load_tokenizer
 from tiny_tokenizer import write_tokenizer
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers.processors import TemplateProcessing

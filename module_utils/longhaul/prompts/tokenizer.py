@@ -1,0 +1,111 @@
+"""The model's tokenizer: ``tokenizer.json`` with what prompts need of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import UserError
+from .ids import Ids
+
+if TYPE_CHECKING:
+    import tokenizers
+
+Json = Mapping[str, Any]
+
+
+class Tokenizer:
+    """A ``tokenizer.json`` with what prompts need of it. ``encode`` adds no special tokens, ``decode`` hides none."""
+
+    def __init__(self, raw: tokenizers.Tokenizer, fingerprint: str, config: Json, chat_template: str | None) -> None:
+        raw.no_truncation()
+        raw.no_padding()
+        self._raw = raw
+        self.fingerprint = fingerprint
+        self.config = config
+        self.chat_template = chat_template
+        self.added_ids: frozenset[int] = frozenset(raw.get_added_tokens_decoder())
+        self.vocab_size: int = raw.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id of the token that begins every text, where the tokenizer names one."""
+        named = self.config.get("bos_token")
+        spelled = named.get("content") if isinstance(named, dict) else named
+        return self.token_id(spelled) if isinstance(spelled, str) else None
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the model is used to a BOS before plain text: the config says so, or encoding adds it by itself."""
+        if self.config.get("add_bos_token") is not None:
+            return bool(self.config["add_bos_token"]) and self.bos_id is not None
+        added = self._raw.encode("", add_special_tokens=True).ids
+        return bool(added) and added[0] == self.bos_id
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Text -> ids, no special tokens added; special tokens spelled out in the text become their ids."""
+        return tuple(self._raw.encode(text, add_special_tokens=False).ids)
+
+    def encode_chunks(self, chunks: Sequence[str]) -> list[Ids]:
+        """Each chunk -> ids, on all cores; ids of added tokens are dropped."""
+        encoded = self._raw.encode_batch_fast(list(chunks), add_special_tokens=False)
+        arrays = [np.asarray(e.ids, dtype=np.uint32) for e in encoded]
+        if self.added_ids:
+            added = np.fromiter(self.added_ids, dtype=np.uint32)
+            arrays = [a[~np.isin(a, added)] for a in arrays]
+        return arrays
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids -> text, special tokens included."""
+        return str(self._raw.decode(list(ids), skip_special_tokens=False))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one token by its spelling, or ``None``."""
+        found = self._raw.token_to_id(token)
+        return None if found is None else int(found)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read ``tokenizer.json`` from a file or a model folder (with its chat template, if there is one).
+
+    Raises UserError where there is none, or where it cannot be parsed.
+    """
+    try:
+        import tokenizers
+    except ImportError as exc:
+        raise UserError(
+            f"Python {sys.executable} without the package tokenizers",
+            "it, to read the model's tokenizer",
+            "run scripts/bootstrap, or give the vocabulary size instead (random ids)",
+        ) from exc
+    file = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        content = file.read_bytes()
+    except OSError as exc:
+        raise UserError(
+            f"no tokenizer at {path} ({exc.strerror})",
+            "a folder with tokenizer.json, or that file",
+            "name the model folder; without a tokenizer, give the vocabulary size instead (random ids)",
+        ) from exc
+    try:
+        raw = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+    except Exception as exc:  # the Rust side raises bare Exception
+        raise UserError(
+            f"{file} is not a tokenizer ({exc})", "a tokenizer.json of Hugging Face tokenizers", "fetch it again"
+        ) from exc
+    config: dict[str, Any] = {}
+    template: str | None = None
+    with contextlib.suppress(OSError, ValueError):
+        config = json.loads((file.parent / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if isinstance(config.get("chat_template"), str):
+            template = config["chat_template"]
+    with contextlib.suppress(OSError):
+        template = (file.parent / "chat_template.jinja").read_text(encoding="utf-8")
+    return Tokenizer(raw, hashlib.sha256(content).hexdigest(), config, template)
