@@ -8,23 +8,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from ..bundle.wheelhouse import (
-    COMPRESSIONS,
-    Manifest,
-    Target,
-    common_locks,
-    default_locks,
-    fetch_wheels,
-    file_of,
-    join_bundle,
-    needed,
-    parse_installed,
-    parse_size,
-    read_lock,
-    split_wheels,
-    store_wheels,
-    write_bundle,
-)
+from ..bundle.manifest import COMPRESSIONS, Manifest, Target, file_of, join_bundle, write_bundle
+from ..bundle.pieces import parse_size, split_wheels, store_wheels
+from ..bundle.wheelhouse import common_locks, default_locks, fetch_wheels, needed, parse_installed, read_lock
 from ..errors import UserError
 
 NAME = "bundle"

@@ -13,20 +13,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from longhaul.bundle import wheelhouse as bundling
-from longhaul.bundle.wheelhouse import (
-    Compression,
-    Manifest,
-    Target,
-    file_of,
-    join_bundle,
-    needed,
-    parse_installed,
-    parse_size,
-    split_wheels,
-    store_wheels,
-    write_bundle,
-)
+from longhaul.bundle import pieces as bundling
+from longhaul.bundle.manifest import Compression, Manifest, Target, file_of, join_bundle, write_bundle
+from longhaul.bundle.pieces import parse_size, split_wheels, store_wheels
+from longhaul.bundle.wheelhouse import needed, parse_installed
 from longhaul.cli import main
 from longhaul.deploy.environments import parse_lock
 from longhaul.errors import UserError
