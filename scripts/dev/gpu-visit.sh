@@ -17,8 +17,9 @@
 #
 # WORDS go to ansible-playbook, e.g. -e '{"engine_context_tokens": 1048576}'. A job's results lie in $VISIT_HOME/results/NAME.
 # VISIT_HOME (default /var/tmp/longhaul-visit) keeps everything. VISIT_GPUS is the number of GPUs (default: all that nvidia-smi
-# shows). VISIT_MODEL is a shipped model or a folder with config.json (default: llama-4-scout-text). VISIT_CPU=1 tries the same steps
-# without a GPU, with the network; VISIT_TREE and VISIT_ANSIBLE then name this checkout and its environment's bin.
+# shows). VISIT_MODEL is a shipped model or a folder with config.json (default: llama-4-scout-text). VISIT_CUDA is CUDA's folder
+# (default: found by nvcc). VISIT_CPU=1 tries the same steps without a GPU, with the network; VISIT_TREE and VISIT_ANSIBLE then name this
+# checkout and its environment's bin.
 set -uo pipefail
 home=${VISIT_HOME:-/var/tmp/longhaul-visit}
 tree=${VISIT_TREE:-$home/tree}
@@ -97,7 +98,7 @@ cuda_home() {
 # What every play of a visit gets: the GPUs, the model, and an environment that lets each engine run on a bare image. NVLink multicast
 # stays off, since the host's GPUs may be shared. The hooks in PYTHONPATH are loaded by every process of the engine.
 settings() {
-  VISIT_GPU_COUNT=$(gpus) VISIT_MODEL_NAME=$model VISIT_CUDA=$(cuda_home) VISIT_HOOKS=$tree/scripts/dev/gpu-visit python3 -c '
+  VISIT_GPU_COUNT=$(gpus) VISIT_MODEL_NAME=$model VISIT_HOOKS=$tree/scripts/dev/gpu-visit python3 -c '
 import json, os
 print(json.dumps({
     "gpu_run_gpus": int(os.environ["VISIT_GPU_COUNT"] or 1),
@@ -209,6 +210,9 @@ next_job() {
 work() {
   local watcher='' idle=0 name
   rm -f "$home/ended"
+  # Once, since it may search the whole disk.
+  VISIT_CUDA=${VISIT_CUDA:-$(cuda_home)}
+  export VISIT_CUDA
   if command -v nvidia-smi >/dev/null; then watch_gpus & watcher=$!; fi
   while [ ! -e "$home/ended" ] && [ "$idle" -lt "$idle_limit_s" ]; do
     name=$(next_job)
@@ -252,13 +256,15 @@ collect() {
   true
 }
 
-mkdir -p "$home/wheels" "$home/out" "$home/queue" "$home/done"
 case ${1:-} in
+  receive | add | start | work | follow | collect) mkdir -p "$home/wheels" "$home/out" "$home/queue" "$home/done" ;;
+  *) sed -n 2,23p "$self"; exit 2 ;;
+esac
+case $1 in
   receive) receive "$2" "${3:-}" ;;
   add) shift && add "$@" ;;
   start) setsid bash "$self" work >"$home/visit.log" 2>&1 </dev/null & ;;
   work) work ;;
   follow) follow "$2" "${3:-500}" "${4:-}" ;;
   collect) collect "$2" ;;
-  *) sed -n 2,23p "$self"; exit 2 ;;
 esac
