@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from longhaul.deploy.runtimes.process import Supervisor
 from longhaul.results import RunResult, Verdict, load_run
-from longhaul.validate.run import Point, ValidateConfig, validate
+from longhaul.validate.config import Point, ValidateConfig
+from longhaul.validate.run import validate
 
 from e2e.conftest import LADDER, Deployment
 

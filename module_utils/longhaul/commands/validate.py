@@ -15,7 +15,9 @@ from ..models.reader import load_architecture
 from ..physics.hardware import Gpu, get_gpu
 from ..prompts.needles import DEFAULT_DEPTHS, KINDS
 from ..results import EXIT_CODES, RunResult
-from ..validate.run import NeedleSettings, Point, Progress, ValidateConfig, validate
+from ..validate.config import NeedleSettings, Point, ValidateConfig
+from ..validate.progress import Progress
+from ..validate.run import validate
 from ..validate.verdict import Limits
 
 NAME = "validate"

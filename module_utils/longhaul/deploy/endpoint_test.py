@@ -19,7 +19,9 @@ from ..models.reader import load_architecture
 from ..physics.hardware import GIB, DetectedGpu, Gpu, detect_gpus, get_gpu
 from ..prompts.needles import KINDS
 from ..results import CapacityFacts, RunResult, from_jsonable
-from ..validate.run import NeedleSettings, Point, Progress, ValidateConfig, validate
+from ..validate.config import NeedleSettings, Point, ValidateConfig
+from ..validate.progress import Progress
+from ..validate.run import validate
 from ..validate.verdict import Limits
 from ..values import number
 from .layout import Layout

@@ -23,7 +23,7 @@ from longhaul.engines.base import EngineSettings
 from longhaul.errors import UserError
 from longhaul.files import to_json, write_atomic
 from longhaul.physics.hardware import DetectedGpu, get_gpu
-from longhaul.validate.run import Progress
+from longhaul.validate.progress import Progress
 from standin.fixture import StandIn
 from support.paths import CONFIGS
 

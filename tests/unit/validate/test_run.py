@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from longhaul.client.control import ServerUnreachable
 from longhaul.client.load import LagMonitor, read_records
 from longhaul.errors import UserError
 from longhaul.models.reader import load_architecture
 from longhaul.physics import roofline
 from longhaul.physics.hardware import Gpu
 from longhaul.results import Counters, RequestStatus, RunResult, Verdict, load_run
-from longhaul.validate.run import NeedleSettings, Point, Progress, ValidateConfig, _Gone, _Run, validate
+from longhaul.validate.config import NeedleSettings, Point, ValidateConfig
+from longhaul.validate.progress import Progress
+from longhaul.validate.run import validate
+from longhaul.validate.server import Server
 from longhaul.validate.verdict import Limits
 from standin.fixture import StandIn
 from support.paths import CONFIGS, LOGS, ROOT
@@ -216,9 +220,9 @@ def test_sglang_that_does_not_tell_its_load_keeps_its_counters(
     tmp_path: Path, run: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def late(self: Any) -> None:
-        raise _Gone("GET /v1/loads: TimeoutError")
+        raise ServerUnreachable("GET /v1/loads", "no answer within 10 s", timed_out=True)
 
-    monkeypatch.setattr(_Run, "_gauges", late)
+    monkeypatch.setattr(Server, "gauges", late)
     result = run(QUICK, tmp_path, engine="sglang", attempts=1)
     assert not codes(result) & {"no_metrics", "foreign_traffic"}, result.reasons
     assert result.points[0].cache_state == "COLD"
@@ -381,9 +385,9 @@ def test_a_cancellation_that_the_sampler_never_sees_does_not_hang_the_run(
     tmp_path: Path, run: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before Python 3.12 asyncio.wait_for can swallow a cancellation: the run must end all the same."""
-    real = _Run._counters
+    real = Server.counters
 
-    async def deaf(self: _Run) -> Counters | None:
+    async def deaf(self: Server) -> Counters | None:
         try:
             await asyncio.sleep(0.3)
         except asyncio.CancelledError:
@@ -392,8 +396,8 @@ def test_a_cancellation_that_the_sampler_never_sees_does_not_hang_the_run(
                 task.uncancel()
         return await real(self)
 
-    monkeypatch.setattr("longhaul.validate.run._SAMPLE_LEAST_S", 0.01)
-    monkeypatch.setattr(_Run, "_counters", deaf)
+    monkeypatch.setattr("longhaul.validate.measure._SAMPLE_LEAST_S", 0.01)
+    monkeypatch.setattr(Server, "counters", deaf)
     result = run(("--ttft", "0.5", "--gap", "0.002"), tmp_path)
     assert result.points[0].completed == 1
 
@@ -537,7 +541,7 @@ def test_slower_than_the_baseline_beyond_noise_fails(tmp_path: Path, run: Callab
 
 def test_a_killed_run_loses_nothing_it_measured(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from longhaul.validate.run import *\n"
+        "import sys; from pathlib import Path; from longhaul.validate.config import *; from longhaul.validate.run import validate\n"
         "validate(ValidateConfig(url=sys.argv[1], engine='vllm', host='h', out_dir=Path(sys.argv[2]), run_id='r', vocab_size=5000,\n"
         " points=(Point(100, 4, 1), Point(5000, 4, 1)), warmup=False), lambda s: print(s.stage, s.done, flush=True))\n"
     )

@@ -1,0 +1,247 @@
+"""Measuring one point: its rounds of requests, the server's counters around them, its KV pool while they run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ..client.exchange import Timeouts
+from ..client.load import Job, LagMonitor, RecordWriter, run_burst
+from ..client.stream import StreamClient
+from ..engines.base import EngineAdapter
+from ..results import Counters, KvSample, RequestRecord, RequestStatus
+from ..stats import median
+from .config import Point, ValidateConfig
+from .forecast import Expectation
+from .progress import Reporter
+from .requests import RequestMaker
+from .schedule import Schedule
+from .server import Server
+
+_SAMPLE_LEAST_S = 0.5
+_SAMPLE_MOST_S = 10.0
+_LAG_LEAST_S = 0.05
+_LAG_SHARE_OF_TTFT = 0.02
+_WARM_UP_TOKENS = 10_000  # more than one prefill chunk of either engine (8,192): every kernel has run once
+_WARM_UP_OUTPUT_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class PointRun:
+    """One attempt at a point: what was expected, sent and answered, and what the server showed meanwhile.
+
+    ``records``: the timed requests only. ``burst_s``: seconds in which requests were in flight; ``wall_s`` counts everything.
+    ``lag_share``: of ``burst_s``, lost while the client's event loop stood still. ``gone``: why the server is proven dead.
+    """
+
+    point: Point
+    attempt: int
+    rounds: int
+    expected: Expectation
+    records: tuple[RequestRecord, ...]
+    before: Counters | None
+    after: Counters | None
+    series: tuple[KvSample, ...]
+    burst_s: float
+    wall_s: float
+    lag_share: float
+    gone: str | None
+
+    @property
+    def ok(self) -> tuple[RequestRecord, ...]:
+        """The completed requests."""
+        return tuple(r for r in self.records if r.status is RequestStatus.OK)
+
+
+class Sender:
+    """Sends requests and keeps every record. ``unfinished``: a request failed that the server may still work on."""
+
+    def __init__(self, client: StreamClient, adapter: EngineAdapter, writer: RecordWriter) -> None:
+        self.lag = LagMonitor()
+        self.unfinished = False
+        self._client = client
+        self._adapter = adapter
+        self._writer = writer
+
+    async def burst(
+        self, jobs: Sequence[Job], timeouts: Timeouts, on_record: Callable[[RequestRecord], None] | None = None
+    ) -> list[RequestRecord]:
+        """Send all jobs at once and wait for all."""
+
+        def keep(record: RequestRecord) -> None:
+            self._writer.add(record)
+            self.unfinished = self.unfinished or record.status is not RequestStatus.OK
+            if on_record is not None:
+                on_record(record)
+
+        return await run_burst(self._client, jobs, self._adapter, timeouts, lag=self.lag, on_record=keep)
+
+
+class PointMeter:
+    """Measures the points of one run."""
+
+    def __init__(
+        self,
+        config: ValidateConfig,
+        server: Server,
+        maker: RequestMaker,
+        sender: Sender,
+        schedule: Schedule,
+        reporter: Reporter,
+    ) -> None:
+        self._config = config
+        self._server = server
+        self._maker = maker
+        self._sender = sender
+        self._schedule = schedule
+        self._reporter = reporter
+        self._say = reporter.say
+
+    async def send_one(self, job: Job, point: Point) -> RequestRecord:
+        """Send one untimed request of ``point``."""
+        return (await self._sender.burst([job], self._schedule.timeouts(point)))[0]
+
+    async def warm_up(self) -> None:
+        """Send one small untimed request with a prompt of its own: first use of kernels is not the model's speed."""
+        if not self._config.warmup:
+            return
+        smallest = min(self._config.points, key=lambda p: (p.input_tokens, p.output_tokens))
+        point = Point(min(smallest.input_tokens, _WARM_UP_TOKENS), min(smallest.output_tokens, _WARM_UP_OUTPUT_TOKENS), 1)
+        self._say("warm-up", f"one untimed prompt of {point.input_tokens:,} tokens", point_id=smallest.id)
+        record = await self.send_one(replace(await self._maker.job(point, "warm-up"), point_id=smallest.id), point)
+        if record.status is RequestStatus.OK and record.ttft_s is not None:
+            self._schedule.learn_warm_up(record)
+        else:
+            self._say("warm-up", f"failed: {record.error}", point_id=smallest.id)
+
+    async def measure(self, point: Point, left_s: float | None, attempt: int = 0) -> PointRun:
+        """Send all rounds of a point. ``left_s``: seconds forecast for the rest of the run; ``attempt`` counts from 0."""
+        rounds, expected = self._config.rounds(point), self._schedule.expect(point)
+        total = rounds * point.concurrency
+        self._say(
+            "point",
+            f"{point.input_tokens:,} tokens in, {point.output_tokens:,} out, {point.concurrency} in flight, "
+            f"{rounds}x: {self._schedule.about(point)}",
+            point_id=point.id,
+            left_s=left_s,
+            total=total,
+        )
+        if self._sender.unfinished:
+            self._sender.unfinished = False
+            await self._server.await_idle(point)
+        await self._server.flush()
+        # The number of a round is part of its prompts' seed: no attempt repeats a prompt of another.
+        repeats = range(attempt * rounds, (attempt + 1) * rounds)
+        if self._config.mode == "warm":
+            for repeat in repeats:
+                primers = await self._maker.round_jobs(point, repeat, warmup=True)
+                await self._sender.burst(primers, self._schedule.timeouts(point))
+        before = await self._server.counters()
+        began = time.perf_counter()
+        async with Sampler(self._server, self._reporter, point, total, left_s, expected.total_s) as sampler:
+            records, burst_s, gone = await self._send_rounds(point, repeats, sampler.count)
+        ended = time.perf_counter()
+        lag_share = self._sender.lag.share(began, ended, of_s=burst_s, over_s=_matters_s(records))
+        return PointRun(
+            point=point,
+            attempt=attempt,
+            rounds=rounds,
+            expected=expected,
+            records=tuple(records),
+            before=before,
+            after=None if gone else await self._server.settled_counters(before, records),
+            series=tuple(sampler.series),
+            burst_s=burst_s,
+            wall_s=ended - began,
+            lag_share=lag_share,
+            gone=gone,
+        )
+
+    async def _send_rounds(
+        self, point: Point, repeats: range, on_record: Callable[[RequestRecord], None]
+    ) -> tuple[list[RequestRecord], float, str | None]:
+        """Records of all timed rounds, seconds in flight, and why the server is proven dead, where it is."""
+        timed: list[RequestRecord] = []
+        burst_s = 0.0
+        for repeat in repeats:
+            jobs = await self._maker.round_jobs(point, repeat, warmup=False)
+            begun = time.perf_counter()
+            records = await self._sender.burst(jobs, self._schedule.timeouts(point), on_record)
+            burst_s += time.perf_counter() - begun
+            timed += records
+            if any(r.status is not RequestStatus.OK for r in records):
+                gone = await self._server.why_gone()
+                if gone is not None:
+                    return timed, burst_s, gone
+                if all(r.status is RequestStatus.TIMEOUT for r in records):
+                    break  # more rounds would only wait for the same time-out again
+        return timed, burst_s, None
+
+
+def _matters_s(records: Sequence[RequestRecord]) -> float:
+    """The shortest stop of the client's event loop that counts: standing still for 2% of a TTFT is no matter."""
+    times = [r.ttft_s or 0.0 for r in records if r.status is RequestStatus.OK]
+    return max(_LAG_LEAST_S, _LAG_SHARE_OF_TTFT * median(times)) if times else _LAG_LEAST_S
+
+
+class Sampler:
+    """Samples KV use and queue while a point runs, and reports how far it is."""
+
+    def __init__(
+        self,
+        server: Server,
+        reporter: Reporter,
+        point: Point,
+        total: int,
+        left_s: float | None,
+        expected_s: float,
+    ) -> None:
+        self.series: list[KvSample] = []
+        self._server = server
+        self._say = reporter.say
+        self._point = point
+        self._done, self._total = 0, total
+        self._left_s = left_s
+        self._pause_s = max(_SAMPLE_LEAST_S, min(_SAMPLE_MOST_S, expected_s / 100))
+        self._over = asyncio.Event()
+        self._task: asyncio.Future[None] | None = None
+
+    def count(self, _: RequestRecord) -> None:
+        """Count one more request that ended."""
+        self._done += 1
+
+    async def __aenter__(self) -> Sampler:
+        self._task = asyncio.ensure_future(self._sample(time.perf_counter()))
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._over.set()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _sample(self, began: float) -> None:
+        # The flag, because cancelling alone can be lost: before Python 3.12 wait_for swallows a cancellation that meets the
+        # end of what it waits for.
+        while not self._over.is_set():
+            await asyncio.sleep(self._pause_s)
+            counters = await self._server.counters()
+            if self._over.is_set():
+                return
+            elapsed_s = time.perf_counter() - began
+            usage = counters.kv_usage if counters is not None else None
+            if counters is not None:
+                self.series.append(KvSample(elapsed_s, usage, counters.running, counters.waiting))
+            self._say(
+                "running",
+                f"{self._done} of {self._total} requests done",
+                point_id=self._point.id,
+                left_s=None if self._left_s is None else max(0.0, self._left_s - elapsed_s),
+                kv_usage=usage,
+                done=self._done,
+                total=self._total,
+            )
