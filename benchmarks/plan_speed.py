@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from longhaul.capacity.plan import PlanSettings, nearest_plans, plan_capacity
+from longhaul.capacity.plan import plan_capacity
+from longhaul.capacity.search import nearest_plans
 from longhaul.cli import main
+from longhaul.engines.sizing import PlanSettings
 from longhaul.models.reader import load_architecture
 from longhaul.physics.hardware import get_gpu
 from longhaul.version import Version

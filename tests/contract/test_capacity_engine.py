@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from longhaul.capacity.plan import Plan, PlanSettings, compare_with_engine, plan_capacity
+from longhaul.capacity.drift import compare_with_engine
+from longhaul.capacity.plan import Plan, plan_capacity
 from longhaul.engines.base import EngineCapacity
 from longhaul.engines.registry import get_engine
+from longhaul.engines.sizing import PlanSettings
 from longhaul.models.reader import load_architecture
 from longhaul.physics.hardware import get_gpu
 from longhaul.version import Version

@@ -8,22 +8,17 @@ from typing import Any
 
 from ..engines.base import EngineCapacity, EngineSettings
 from ..engines.sglang.adapter import default_max_running_requests
-from ..errors import UserError
+from ..engines.sizing import PlanSettings
+from ..errors import Finding, UserError
 from ..models.architecture import ModelArchitecture
 from ..models.reader import load_architecture
 from ..physics.hardware import GIB, DetectedGpu, Gpu, get_gpu
 from ..results import CapacityFacts, to_jsonable
 from ..version import Version
-from .plan import (
-    Finding,
-    Plan,
-    PlanSettings,
-    check_plan,
-    compare_with_engine,
-    nearest_plans,
-    plan_capacity,
-    settings_from_engine,
-)
+from .drift import compare_with_engine
+from .plan import Plan, check_plan, plan_capacity
+from .search import nearest_plans
+from .settings import settings_from_engine
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from ..capacity.plan import (
-    Plan,
-    PlanSettings,
-    check_plan,
-    max_context,
-    nearest_plans,
-    needed_kv_bytes,
-    plan_capacity,
-    requests_that_fit,
-)
+from ..capacity.plan import Plan, check_plan, needed_kv_bytes, plan_capacity, requests_that_fit
+from ..capacity.search import max_context, nearest_plans
+from ..engines.sizing import PlanSettings
 from ..errors import UserError
 from ..models.architecture import ModelArchitecture
 from ..models.reader import load_architecture
@@ -253,7 +246,7 @@ def _explanation(plan: Plan) -> list[str]:
 
 
 def _verdict(plan: Plan, nearest: Sequence[tuple[str, Plan]]) -> list[str]:
-    lines = ["", *(f"{f.severity.upper()}  {f.found} | required: {f.required} | fix: {f.fix}" for f in plan.findings)]
+    lines = ["", *(f"{f.severity.upper()}  {f}" for f in plan.findings)]
     lines.append("FITS" if plan.fits else "DOES NOT FIT")
     if nearest:
         lines.append("nearest plans that fit:")

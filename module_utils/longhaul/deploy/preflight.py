@@ -11,12 +11,11 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..engines.registry import ENGINES
-from ..errors import UserError
+from ..errors import Finding, UserError
 from ..files import free_bytes
 from ..version import Version
 from .layout import DEFAULT_INSTANCE, Layout, layout
@@ -34,24 +33,6 @@ VLLM_RING_BYTES = 161 * 2**20
 VLLM_CHECKS_SHM = Version.parse("0.27.0")
 # Docker's own 64 MiB are known to be too little for NCCL between the GPUs of a host.
 NCCL_SHM_BYTES = 2**30
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong (``refuse``) or doubtful (``warn``)."""
-
-    found: str
-    required: str
-    fix: str
-    severity: str = "refuse"
-
-    def __str__(self) -> str:
-        return f"found: {self.found} | required: {self.required} | fix: {self.fix}"
-
-    @classmethod
-    def of(cls, error: UserError) -> Finding:
-        """A UserError as a finding."""
-        return cls(error.found, error.required, error.fix)
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int | Finding:
@@ -78,7 +59,7 @@ def check_engine(options: Mapping[str, Any]) -> list[Finding]:
     try:
         version = Version.parse(str(options.get("version") or ""))
     except UserError as error:
-        findings.append(Finding.of(error))
+        findings.append(error.finding)
         version = None
     settings = dict(options.get("settings") or {})
     numbers_ok = True
@@ -103,7 +84,7 @@ def check_engine(options: Mapping[str, Any]) -> list[Finding]:
         try:
             ENGINES[str(options["name"])].launch(settings_from(settings), version)
         except UserError as error:
-            findings.append(Finding.of(error))
+            findings.append(error.finding)
     return findings
 
 
@@ -311,7 +292,7 @@ def run_checks(options: Mapping[str, Any]) -> list[Finding]:
         if options.get("shm") is not None:
             findings += check_shm(options["shm"], shm_bytes())
     except UserError as error:
-        findings.append(Finding.of(error))
+        findings.append(error.finding)
     if options.get("endpoints"):
         findings += check_unique_endpoints(tuple(map(str, e)) for e in options["endpoints"])
     if options.get("home"):
@@ -322,7 +303,7 @@ def run_checks(options: Mapping[str, Any]) -> list[Finding]:
             if options.get("port"):
                 findings += check_port(where, int(options["port"]), str(options.get("host") or "127.0.0.1"))
         except UserError as error:
-            findings.append(Finding.of(error))
+            findings.append(error.finding)
     config, place = options.get("model_config"), "the model store"
     if options.get("model_path"):
         place = str(options["model_path"])
@@ -330,7 +311,7 @@ def run_checks(options: Mapping[str, Any]) -> list[Finding]:
             try:
                 config = check_model_dir(Path(place))
             except UserError as error:
-                findings.append(Finding.of(error))
+                findings.append(error.finding)
         elif config is None:
             config = model_config(Path(place))
     if options.get("context_tokens") is not None:

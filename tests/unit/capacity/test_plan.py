@@ -9,20 +9,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longhaul.capacity.plan import (
-    PlanSettings,
-    check_plan,
-    compare_with_engine,
-    max_context,
-    nearest_plans,
-    needed_kv_bytes,
-    plan_capacity,
-    requests_that_fit,
-    settings_from_engine,
-)
+from longhaul.capacity.drift import compare_with_engine
+from longhaul.capacity.plan import check_plan, needed_kv_bytes, plan_capacity, requests_that_fit
+from longhaul.capacity.search import max_context, nearest_plans
+from longhaul.capacity.settings import settings_from_engine
 from longhaul.engines.base import EngineCapacity, EngineSettings
 from longhaul.engines.registry import get_engine
 from longhaul.engines.rules import SGLANG_FLIPS, VLLM_FLIPS, vllm_rules
+from longhaul.engines.sizing import PlanSettings
 from longhaul.errors import UserError
 from longhaul.models.architecture import ModelArchitecture
 from longhaul.models.reader import load_architecture

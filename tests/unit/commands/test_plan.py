@@ -89,7 +89,7 @@ def test_the_block_size_is_in_the_answer(capsys: pytest.CaptureFixture[str]) -> 
     assert (code, plan["block_size_tokens"]) == (0, 128)
     code, out, _ = run(capsys, *words, "--block-size", "100")
     assert code == 1
-    assert "REFUSE  block size of 100 tokens" in out
+    assert "REFUSE  found: block size of 100 tokens" in out
     assert "the engine's own block size: 1.86x" in out
 
 

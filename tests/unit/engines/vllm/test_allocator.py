@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from longhaul.capacity.plan import PlanSettings, plan_capacity
-from longhaul.engines.sizing import stages_of
+from longhaul.capacity.plan import plan_capacity
+from longhaul.engines.sizing import PlanSettings, stages_of
 from longhaul.engines.vllm.allocator import fp8_load_slack_bytes
 from longhaul.models.reader import load_architecture
 from longhaul.physics.hardware import GIB, get_gpu
