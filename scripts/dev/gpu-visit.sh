@@ -28,6 +28,8 @@ self=$(readlink -f "$0")
 # The daemon ends when nothing was queued for this long.
 idle_limit_s=900
 
+usage() { sed -n '2,/^set /{/^set /!p}' "$self"; }
+
 note() { printf '%s %s\n' "$(date -u +%H:%M:%S)" "$*" | tee -a "$home/out/timeline.txt"; }
 
 # step NAME COMMAND...: keep a command's time, output and exit code.
@@ -192,7 +194,7 @@ add() {
     install) [ $# -ge 3 ] || { echo "add NAME install BUNDLE [WORDS]" >&2; return 2; } ;;
     run) [ $# -ge 3 ] || { echo "add NAME run COMMAND [ARGUMENTS]" >&2; return 2; } ;;
     deploy | burnin | validate | end) ;;
-    *) sed -n 2,17p "$self" >&2; return 2 ;;
+    *) usage >&2; return 2 ;;
   esac
   shift
   # Quoted, so that the daemon reads the same words; renamed when whole.
@@ -258,7 +260,7 @@ collect() {
 
 case ${1:-} in
   receive | add | start | work | follow | collect) mkdir -p "$home/wheels" "$home/out" "$home/queue" "$home/done" ;;
-  *) sed -n 2,23p "$self"; exit 2 ;;
+  *) usage; exit 2 ;;
 esac
 case $1 in
   receive) receive "$2" "${3:-}" ;;
