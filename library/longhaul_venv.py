@@ -18,6 +18,7 @@ options:
   extra_index_urls: {description: Asked only for packages with a local version such as 2.13.0+cpu., type: list, elements: str, default: []}
   wheelhouse: {description: "A folder of wheels on the host; pip then asks no index.", type: path}
   system_site_packages: {description: Let the environment see the interpreter's own packages., type: bool, default: false}
+  tools: {description: "A folder where uv lies or is brought to; without it pip installs.", type: path}
   needed_bytes: {description: Free disk required before anything is installed., type: int, default: 0}
   progress_file: {description: Set by the action plugin., type: path}
 """
@@ -74,6 +75,7 @@ def work(module, progress):
         wheelhouse=options["wheelhouse"],
         system_site_packages=options["system_site_packages"],
         needed_bytes=options["needed_bytes"],
+        tools=Path(options["tools"]) if options["tools"] else None,
     )
     return result
 
@@ -90,6 +92,7 @@ def main():
             "wheelhouse": {"type": "path"},
             "system_site_packages": {"type": "bool", "default": False},
             "needed_bytes": {"type": "int", "default": 0},
+            "tools": {"type": "path"},
         },
         work,
     )

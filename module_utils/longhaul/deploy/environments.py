@@ -2,7 +2,9 @@
 
 A lock is a pip requirements file with every package pinned, installed with ``--no-deps``. Its header may say which
 Python it is for (``# python: 3.11``). Packages with a local version (``torch==2.13.0+cpu``) may come from an extra index;
-only they are looked for there, so that an unreachable extra index costs one time-out, not one a package.
+only they are looked for there, so that an unreachable extra index costs one time-out, not one per package.
+
+uv installs a lock where it can, and the result is compared with the lock. Whatever stops uv, pip does it all again.
 """
 
 from __future__ import annotations
@@ -13,16 +15,16 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
 from ..files import require_free, write_atomic
+from .uv import Say, fetch_uv, install_with_uv, read_pip_configuration
 
 STAMP = "longhaul-environment.json"
 LOCK_PYTHON = re.compile(r"^#\s*python:\s*(\d+)\.(\d+)\s*$", re.MULTILINE)
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -160,10 +162,12 @@ def build_environment(
     system_site_packages: bool = False,
     needed_bytes: int = 0,
     pip_timeout_s: int = 60,
+    tools: Path | None = None,
 ) -> str:
     """Make ``path`` an environment that holds exactly the lock. Returns the base interpreter used.
 
     A half-made environment (no stamp) is thrown away first. ``wheelhouse``: a folder of wheels; pip then asks no index.
+    ``tools``: a folder where uv lies or is brought to; without it pip installs.
     """
     pip_wheel = find_pip_wheel(wheelhouse)
     candidate, base = _choose(candidates, lock.python, pip=pip_wheel is None)
@@ -184,27 +188,83 @@ def build_environment(
     python = str(path / "bin" / "python")
     if borrowed:
         _borrow(path, python, borrowed)
-    pip = [python, *([f"{pip_wheel}/pip"] if pip_wheel else ["-m", "pip"])]
-    pip += ["install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
-    pip += ["--timeout", str(pip_timeout_s)]
+    total = len(lock.requirements)
+    # Versions without pins are pip's to choose, and a wheelhouse may hold no uv.
+    quick = (
+        tools is not None
+        and lock.pinned
+        and not wheelhouse
+        and _install_quickly(path, python, lock, tools, extra_index_urls, say)
+    )
+    if not quick:
+        _install_with_pip(
+            [python, *([f"{pip_wheel}/pip"] if pip_wheel else ["-m", "pip"])],
+            lock,
+            extra_index_urls,
+            wheelhouse,
+            pip_timeout_s,
+            say,
+        )
+    stamp = {"lock_sha256": lock.sha256, "packages": total, "python": base}
+    write_atomic(path / STAMP, json.dumps(stamp, indent=1) + "\n")
+    say(f"installing: {path.name} complete, {total} packages")
+    return base
+
+
+def _install_quickly(path: Path, python: str, lock: Lock, tools: Path, extra_index_urls: Sequence[str], say: Say) -> bool:
+    """Install a lock with uv. False where uv is not to be had, failed, or left another set than the lock's."""
+    configuration = read_pip_configuration(python)
+    uv = fetch_uv(python, tools) if configuration else None
+    if uv is None or configuration is None:
+        return False
+    # Beside the environment: on the same file system uv links its files instead of copying gigabytes.
+    cache = path.with_name(f".{path.name}.uv")
+
+    def install(*words: str) -> bool:
+        return install_with_uv(uv, python, ["--no-deps", *words], configuration, say=say, cache=cache)
+
+    try:
+        # uv stops at an index that does not answer, where pip goes on: the extra one is asked only if the others lack something.
+        extra = [w for url in extra_index_urls for w in ("--extra-index-url", url)] if lock.from_extra_index else []
+        done = install(*lock.requirements)
+        if not done and extra:
+            rest = [r for r in lock.requirements if r not in lock.from_extra_index]
+            done = install(*extra, *lock.from_extra_index) and (not rest or install(*rest))
+        return done and not missing_from(path, lock)
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def missing_from(path: Path, lock: Lock) -> list[str]:
+    """The lock's lines that an environment does not hold, by the names of its ``*.dist-info`` folders."""
+    found = {_same_name(folder.name.removesuffix(".dist-info")) for folder in path.glob("lib/python3*/site-packages/*.dist-info")}
+    return [r for r in lock.requirements if _same_name(re.sub(r"\[.*?\]", "", r).replace("==", "-")) not in found]
+
+
+def _same_name(text: str) -> str:
+    """``Foo.Bar-1.0+cpu`` as every tool would write it: names are compared without case and separators (PEP 503)."""
+    name, _, version = text.rpartition("-")
+    return f"{re.sub(r'[-_.]+', '-', name).lower()}=={version.lower()}"
+
+
+def _install_with_pip(
+    pip: list[str], lock: Lock, extra_index_urls: Sequence[str], wheelhouse: str | None, timeout_s: int, say: Say
+) -> None:
+    """Install a lock, or unpinned requirements, with pip. UserError names what could not be installed."""
+    pip = [*pip, "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--timeout", str(timeout_s)]
     if lock.pinned:
         pip.append("--no-deps")
     if wheelhouse:
         pip += ["--no-index", "--find-links", wheelhouse]
     special = lock.from_extra_index
     plain = [r for r in lock.requirements if r not in special]
-    total = len(lock.requirements)
     if special:
         extra = [] if wheelhouse else [w for url in extra_index_urls for w in ("--extra-index-url", url)]
         say(f"installing: {', '.join(special)}")
         _run([*pip, *extra, *special], f"pip install {' '.join(special)}", say=None, required_from=extra_index_urls)
     if plain:
-        counter = _PipCounter(say, total)
+        counter = _PipCounter(say, len(lock.requirements))
         _run([*pip, *plain], "pip install", say=counter)
-    stamp = {"lock_sha256": lock.sha256, "packages": total, "python": base}
-    write_atomic(path / STAMP, json.dumps(stamp, indent=1) + "\n")
-    say(f"installing: {path.name} complete, {total} packages")
-    return base
 
 
 def _borrow(path: Path, python: str, folders: Sequence[str]) -> None:

@@ -111,7 +111,7 @@ def store_bundled(
         partial = cache / "converter.partial"
         shutil.rmtree(partial, ignore_errors=True)
         _run(
-            [*pip, "install", "-q", "-q", "--no-deps", *index, "--target", str(partial), *extra_packages],
+            [*pip, "install", "-q", "-q", "--no-deps", "--no-compile", *index, "--target", str(partial), *extra_packages],
             "pip install of the converter",
         )
         partial.rename(site)
@@ -121,11 +121,14 @@ def store_bundled(
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    say("turning GGUF into bf16 safetensors (about 40 s)")
-    # Appended, not prepended: the environment's own packages win over the converter's.
+    say("turning GGUF into bf16 safetensors (about 20 s)")
+    # Appended, not prepended: the environment's own packages win over the converter's. transformers reads the file three times
+    # and builds the table of tensor names for each layer anew: remembered, the conversion takes half as long.
     program = (
         "import sys, warnings; sys.path.append(sys.argv[1]); warnings.simplefilter('ignore')\n"
-        "import torch\n"
+        "import functools, gguf, torch\n"
+        "gguf.GGUFReader = functools.cache(gguf.GGUFReader)\n"
+        "gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig\n"
         "folder, name, out = sys.argv[2:5]\n"
         "model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16,\n"
@@ -133,7 +136,9 @@ def store_bundled(
         "model.save_pretrained(out)\n"
         "AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)\n"
     )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "true"}
+    # The engine imports the same packages next: what is compiled here is compiled once.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment = {**inherited, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "true"}
     _run([python, "-c", program, str(site), str(gguf.parent), gguf.name, str(partial)], "the conversion", environment)
     check_model_dir(partial)
     for file in partial.iterdir():
