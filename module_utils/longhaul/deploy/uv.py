@@ -26,26 +26,11 @@ UV = "uv==0.13.9"
 # Long enough for a 20 MB wheel on a slow line; a host that reaches no index must not wait long for a shortcut.
 _FETCH_TIMEOUT_S = 15
 # pip's settings that change nothing about which packages are installed, or from where.
-_HARMLESS = frozenset(
-    [
-        "break-system-packages",
-        "cache-dir",
-        "disable-pip-version-check",
-        "no-cache-dir",
-        "no-color",
-        "no-compile",
-        "no-input",
-        "no-python-version-warning",
-        "no-warn-script-location",
-        "prefer-binary",
-        "progress-bar",
-        "quiet",
-        "require-virtualenv",
-        "retries",
-        "root-user-action",
-        "verbose",
-    ]
-)
+_HARMLESS = {
+    *("break-system-packages", "cache-dir", "disable-pip-version-check", "no-cache-dir", "no-color", "no-compile", "no-input"),
+    *("no-python-version-warning", "no-warn-script-location", "prefer-binary", "progress-bar", "quiet", "require-virtualenv"),
+    *("retries", "root-user-action", "verbose"),
+}
 _SCOPES = ("global", "install", ":env:")
 
 
