@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from longhaul.deploy.layout import Layout
-from longhaul.deploy.runtimes.process import Supervisor
-from support.engine import CACHE, engine_python
+from longhaul.deploy.supervisor import Supervisor
+from support.engine import bring_engine, keep_model
 from support.runner import Outcome, run_playbook
 
 # For runs whose figures are not looked at.
@@ -81,10 +81,7 @@ def new_home() -> Iterator[Path]:
     """A short path: supervisord's socket must fit. Environment and model come from the cache, as on a second deployment."""
     home = Path(tempfile.mkdtemp(prefix="lh-"))
     try:
-        engine_python()
-        (CACHE / "models").mkdir(exist_ok=True)
-        for name in ("engines", "models"):
-            (home / name).symlink_to(CACHE / name)
+        bring_engine(home)
         yield home
     finally:
         Supervisor(Layout(home)).shutdown()
@@ -97,4 +94,5 @@ def deployment() -> Iterator[Deployment]:
     with new_home() as home, tempfile.TemporaryDirectory(prefix="lh-results-") as results:
         made = Deployment(home, free_port(), Path(results))
         made.first = made.run("deploy.yml", **FIRST)
+        keep_model(home)
         yield made

@@ -7,17 +7,19 @@ a registry that the hosts can reach, and hosts made from one cached Debian image
         hosts = bed.hosts(3, ports=(8000,))
         inventory = bed.write_inventory(tmp_path / "inventory", {"engines": hosts})
 
-By hand: ``python tests/testbed/bed.py up 3`` makes hosts, prints the inventory's path and waits for Ctrl-C.
+By hand: ``PYTHONPATH=tests python -m testbed.bed up 3`` makes hosts, prints the inventory's path and waits for Ctrl-C.
 
 Needs root, Debian or Ubuntu (packages that are missing are installed with apt-get), overlayfs, bridges and iptables;
 ``why_not()`` says what is missing. Nothing but 127.0.0.1 and the bed's own bridge is listened on.
+
+The bed leaves the machine as it found it. Every host has a cgroup namespace and mounts of its own below ``/longhaul-bedN``, so its
+systemd neither makes folders in the machine's /sys/fs/cgroup nor remounts it read-only, as systemd does with what it finds there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -29,16 +31,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO
 
+from support import cache, debian
+
 REPO = Path(__file__).resolve().parents[2]
-# Resolved: the kernel's list of mounts knows no links.
-CACHE = Path(os.environ.get("LONGHAUL_TESTBED_CACHE", REPO / ".cache" / "testbed")).resolve()
 
 # Of the machine, not of the checkout: two checkouts must not take the same ports, bridges and addresses.
 LOCKS = Path("/run/lock/longhaul-testbed")
@@ -63,6 +65,14 @@ PROGRAMS = {
     "ip": "iproute2",
     "ssh": "openssh-client",
 }
+# Docker mounts the host's own part of the cgroup tree read-only; systemd must write there. A host sees nothing above its part.
+INIT = """#!/bin/sh
+while read -r _ at type _; do
+  case $type in cgroup*) mount -o remount,bind,rw "$at" || exit 1 ;; esac
+done < /proc/mounts
+mount -o remount,bind,rw /sys/fs/cgroup || exit 1
+exec /lib/systemd/systemd
+"""
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 12, 21, 24
 SLOTS = 16
 INOTIFY, INOTIFY_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances"), 2048
@@ -106,10 +116,8 @@ def why_not() -> str | None:
     # One tree (v2), or one for each controller under a folder that need not be writable itself (v1).
     if not any(os.access(Path("/sys/fs/cgroup") / name, os.W_OK) for name in ("", "memory", "cpu")):
         return "the testbed needs a writable /sys/fs/cgroup"
-    missing = sorted(name for name in PROGRAMS if shutil.which(name) is None)
-    if missing and shutil.which("apt-get") is None:
-        return f"the testbed needs {', '.join(missing)}, and there is no apt-get to install it"
-    return None
+    lacking = debian.why_not(PROGRAMS)
+    return f"the testbed needs more programs: {lacking}" if lacking else None
 
 
 def _bridge_works() -> bool:
@@ -121,28 +129,6 @@ def _bridge_works() -> bool:
     return made.returncode == 0
 
 
-def install_programs() -> None:
-    """Install with apt-get what is missing; starts no service that was not running."""
-    missing = {package for name, package in PROGRAMS.items() if shutil.which(name) is None}
-    if "mmdebstrap" in missing:
-        missing.add("debian-archive-keyring")  # an Ubuntu controller has no keys for a Debian image
-    if not missing:
-        return
-    CACHE.mkdir(parents=True, exist_ok=True)
-    policy = Path("/usr/sbin/policy-rc.d")
-    ours = not policy.exists()
-    if ours:
-        policy.write_text("#!/bin/sh\nexit 101\n")
-        policy.chmod(0o755)
-    apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300"]
-    try:
-        _run([*apt, "update"], timeout_s=300)
-        _run([*apt, "install", "--no-install-recommends", *sorted(missing)], timeout_s=600)
-    finally:
-        if ours:
-            policy.unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,56 +137,31 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _rootfs(name: str, packages: str, variant: str, hooks: Sequence[str] = ()) -> Path:
-    """A Debian root file system as a tar, made once per set of packages (about 30 s) and kept under the cache."""
+def _rootfs(packages: str, variant: str, hooks: Sequence[str] = ()) -> Path:
+    """A Debian root file system as a tar, made once per set of packages (about 30 s) and kept in the cache."""
     packages = ",".join(sorted(set(packages.split(","))))
     slim = [f"--dpkgopt=path-exclude={path}" for path in ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")]
     # A host of ours need not survive a power cut, and syncing every file is half of an installation's time; nor read descriptions.
     slim += ["--dpkgopt=force-unsafe-io", '--aptopt=Acquire::Languages "none"']
-    key = hashlib.sha256("\0".join([SUITE, packages, variant, *slim, *hooks]).encode()).hexdigest()[:12]
-    target = CACHE / f"{name}-{key}.tar"
     # By content, not by name: two names for the same set of packages are made once.
-    with _locked(CACHE / f"rootfs-{key}.lock"):
-        if target.exists():
-            return target
-        for old in CACHE.glob(f"{name}-*.tar"):
-            old.unlink()
-        for same in CACHE.glob(f"*-{key}.tar"):
-            target.hardlink_to(same)
-            return target
-        partial = target.with_suffix(".partial.tar")
-        hook_options = [f"--customize-hook={hook}" for hook in hooks]
-        keyring = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-        keys = [f"--keyring={keyring}"] if keyring.exists() else []
-        _run(
-            [
-                "mmdebstrap",
-                "--quiet",
-                f"--variant={variant}",
-                f"--include={packages}",
-                *slim,
-                *keys,
-                *hook_options,
-                SUITE,
-                partial,
-            ],
-            timeout_s=900,
-        )
-        partial.rename(target)
-    return target
+    made_from = cache.digest(SUITE, packages, variant, *slim, *hooks)
+    keyring = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+    keys = [f"--keyring={keyring}"] if keyring.exists() else []
+    words = ["mmdebstrap", "--quiet", "--format=tar", f"--variant={variant}", f"--include={packages}", *slim, *keys]
+    words += [f"--customize-hook={hook}" for hook in hooks]
+    return cache.entry(f"rootfs/{made_from}.tar", lambda target: _run([*words, SUITE, target], timeout_s=900))
 
 
 def make_images() -> None:
     """The root file systems that every test needs, side by side: from nothing it takes as long as the larger one."""
     with ThreadPoolExecutor(2) as pool:
-        made = [pool.submit(_base_rootfs), pool.submit(_rootfs, "python", PYTHON_PACKAGES, "minbase")]
+        made = [pool.submit(_base_rootfs), pool.submit(_rootfs, PYTHON_PACKAGES, "minbase")]
         for one in made:
             one.result()
 
 
 def _base_rootfs(installed: bool = False) -> Path:
     return _rootfs(
-        "dockerhost" if installed else "host",
         f"{BASE_PACKAGES},{DOCKER_PACKAGES}" if installed else BASE_PACKAGES,
         "minbase",
         (
@@ -213,6 +174,7 @@ def _base_rootfs(installed: bool = False) -> Path:
             'chroot "$1" systemctl mask systemd-udevd.service systemd-udev-trigger.service getty@tty1.service'
             " apt-daily.timer apt-daily-upgrade.timer systemd-timesyncd.service e2scrub_reap.service",
             'chroot "$1" systemctl set-default multi-user.target',
+            f"printf '%s' '{INIT}' > \"$1\"/sbin/testbed-init && chmod 755 \"$1\"/sbin/testbed-init",
         ),
     )
 
@@ -317,8 +279,7 @@ class Bed:
         reason = why_not()
         if reason:
             raise BedError(reason)
-        with _locked(CACHE / "apt.lock"):
-            install_programs()
+        debian.install(PROGRAMS)
         make_images()
         self._take_slot()
         if threading.current_thread() is threading.main_thread():
@@ -334,7 +295,6 @@ class Bed:
         self.close()
 
     def _take_slot(self) -> None:
-        CACHE.mkdir(parents=True, exist_ok=True)
         LOCKS.mkdir(parents=True, exist_ok=True)
         for slot in range(SLOTS):
             if self._lock is None and self._claim(slot):
@@ -344,19 +304,19 @@ class Bed:
                 reap(slot)
         if self._lock is None:
             raise BedError(f"all {SLOTS} testbed slots of this machine are in use ({LOCKS})")
-        self._data = CACHE / f"slot-{self._slot}"
+        self._data = cache.root() / "testbed" / f"slot-{self._slot}"
         self._data.mkdir(parents=True, exist_ok=True)
         # A short path: the name of a Unix socket ends at 107 characters.
         self._run_dir = Path(tempfile.mkdtemp(prefix=f"lhbed{self._slot}-"))
         _state_file(self._slot).write_text(json.dumps({"run_dir": str(self._run_dir), "data": str(self._data)}))
         # Nobody can clean up after a SIGKILL to itself: this process does, when its standard input ends.
         self._guard = subprocess.Popen(
-            [sys.executable, "-S", str(Path(__file__).resolve()), "reap", str(self._slot)],
+            command("reap", str(self._slot), python=(sys.executable, "-S")),
+            cwd=REPO / "tests",
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, "LONGHAUL_TESTBED_CACHE": str(CACHE)},
         )
 
     def _claim(self, slot: int) -> bool:
@@ -405,6 +365,10 @@ class Bed:
                     # The machine may have a Docker of its own: its chains are not ours to rewrite.
                     "iptables": False,
                     "ip-masq": False,
+                    # Whatever the machine's own driver is: a tree under our name, so that the sweep finds all of it.
+                    "exec-opts": ["native.cgroupdriver=cgroupfs"],
+                    "cgroup-parent": self._cgroup,
+                    "default-cgroupns-mode": "private",
                     "userland-proxy": True,
                     "insecure-registries": [self._subnet],
                     "storage-driver": "overlay2",
@@ -421,7 +385,8 @@ class Bed:
         self.docker("image", "prune", "-f")
         self.docker("volume", "prune", "-f")
         bases = self.docker("images", "--filter", "reference=testbed/*", "--format", "{{.Repository}}").stdout.split()
-        stale = [name for name in bases if not (CACHE / f"{name.removeprefix('testbed/')}.tar").exists()]
+        kept = {path.stem for path in (cache.root() / "rootfs").glob("*.tar")}
+        stale = [name for name in bases if name.removeprefix("testbed/") not in kept]
         if stale:
             self.docker("rmi", "-f", *stale, check=False)
         self._start_registry()
@@ -515,7 +480,7 @@ class Bed:
     def _sweep(self) -> None:
         """Kill by pid whatever still runs out of this slot's directories, then take away mounts, bridge, rules and files."""
         ids = [path.name for path in (self._data / "docker" / "containers").glob("*")]
-        marks = [f"{self._run_dir}/".encode(), *(name.encode() for name in ids)]
+        marks = [f"{self._run_dir}/".encode(), f"{self._cgroup}/".encode(), *(name.encode() for name in ids)]
         for _ in range(20):
             pids = [pid for pid in _pids() if _belongs(pid, marks)]
             if not pids:
@@ -527,10 +492,25 @@ class Bed:
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
         for mount in sorted((m for m in mounts if m.startswith((f"{self._run_dir}/", f"{self._data}/"))), reverse=True):
             _run(["umount", "-l", mount], check=False)
+        self._remove_cgroups()
         self._network(add=False)
         if self._run_dir.name.startswith("lhbed"):
             shutil.rmtree(self._run_dir, ignore_errors=True)
         _state_file(self._slot).unlink(missing_ok=True)
+
+    @property
+    def _cgroup(self) -> str:
+        """The parent of every host's cgroup, in each hierarchy of the machine."""
+        return f"/longhaul-bed{self._slot}"
+
+    def _remove_cgroups(self) -> None:
+        """Docker removes a container's own cgroup, not those that systemd made below it where a hierarchy was in use."""
+        mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
+        for tree in {Path(words[1] + self._cgroup) for words in mounts if words[2] in ("cgroup", "cgroup2")}:
+            for folder, _, _ in os.walk(tree, topdown=False):
+                # A cgroup goes with its last process, which may still be a zombie.
+                with contextlib.suppress(OSError):
+                    _retry(Path(folder).rmdir, 5)
 
     # Docker
 
@@ -559,7 +539,7 @@ class Bed:
         ``docker=False`` leaves out the volumes that a nested Docker engine needs (cheaper where many are wanted).
         ``installed=True`` brings Docker's packages, unconfigured: provisioning such a host only writes its settings.
         """
-        image = self.import_rootfs(_base_rootfs(installed), ['CMD ["/lib/systemd/systemd"]'])
+        image = self.import_rootfs(_base_rootfs(installed), ['CMD ["/sbin/testbed-init"]'])
         self._keys()
         made = [self._make(image, f"{prefix}{self._next()}", ports, docker) for _ in range(count)]
         listing = json.loads(self.docker("inspect", *made).stdout) if made else []
@@ -618,8 +598,7 @@ class Bed:
         words += ["--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"]
         if not _has_capability(CAP_SYS_RESOURCE):
             words += ["--cap-drop=SYS_RESOURCE"]
-        words += ["--tmpfs", "/run", "--tmpfs", "/run/lock", "-v", "/sys/fs/cgroup:/sys/fs/cgroup:rw", "--cgroupns=host"]
-        words += ["--sysctl", "net.ipv4.ip_forward=1", "-v", f"{keys}:/etc/testbed:ro"]
+        words += ["--tmpfs", "/run", "--tmpfs", "/run/lock", "--sysctl", "net.ipv4.ip_forward=1", "-v", f"{keys}:/etc/testbed:ro"]
         if docker:
             words += ["-v", "/var/lib/docker", "-v", "/var/lib/containerd"]
         for port in (22, *ports):
@@ -686,6 +665,11 @@ def reap(slot: int) -> None:
     if dead._claim(slot):
         dead._lock.close()
         _restore_inotify_limit()
+
+
+def command(*words: str, python: Sequence[str] = (sys.executable,)) -> list[str]:
+    """The command line of this file as a program; its working folder is ``tests``."""
+    return [*python, "-m", "testbed.bed", *words]
 
 
 def _slot_lock(slot: int) -> Path:
@@ -759,6 +743,16 @@ def _answers(host: str, port: int, banner: bytes = b"") -> bool:
 def _booted(host: Host) -> bool:
     state = host.run("systemctl is-system-running", check=False).stdout.strip()
     return state in {"running", "degraded"}
+
+
+def _retry(step: Callable[[], object], times: int) -> None:
+    """Call again after an OSError; the last one is raised."""
+    for _ in range(times - 1):
+        with contextlib.suppress(OSError):
+            step()
+            return
+        time.sleep(0.1)
+    step()
 
 
 def _wait(what: str, ready: Any, timeout_s: float, log: Path | None) -> None:

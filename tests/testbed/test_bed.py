@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from testbed import play
-from testbed.bed import Bed, Host
+from testbed.bed import Bed, Host, command
 
 pytestmark = pytest.mark.testbed
 
@@ -119,8 +118,7 @@ def test_nothing_of_a_bed_is_left_behind(bed: Bed) -> None:
 
 def test_a_killed_owner_leaves_nothing_either(bed: Bed) -> None:
     """SIGKILL to whoever holds a bed, as when a CI job is cut off: daemons, hosts, bridge and mounts go all the same."""
-    words = [sys.executable, str(Path(play.__file__).with_name("bed.py")), "up", "1"]
-    owner = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    owner = subprocess.Popen(command("up", "1"), cwd=play.REPO / "tests", stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout is not None
         said = next(line for line in owner.stdout if ": ssh " in line)
