@@ -14,7 +14,7 @@ CSS = """
 --pass:#14774a;--fail:#bf2339;--invalid:#7a3fc0;--unsure:#95600a;--skip:#5f6b7a;
 --pass-bg:#e8f5ee;--fail-bg:#fcebed;--invalid-bg:#f3ecfb;--unsure-bg:#fbf2e0;--skip-bg:#eef0f3;
 --k0:#2364c8;--k1:#0d8282;--k2:#b2560d;--k3:#8246bd;--k4:#566273;--k5:#b83673;--floor:#7b8798;--on:#fff}
-@media (prefers-color-scheme:dark){:root{--page:#0e1319;--card:#161d26;--ink:#e5e9ef;--muted:#98a4b4;--rule:#293341;
+@media screen and (prefers-color-scheme:dark){:root{--page:#0e1319;--card:#161d26;--ink:#e5e9ef;--muted:#98a4b4;--rule:#293341;
 --grid:#232c38;
 --soft:#1b232e;--pass:#52c58f;--fail:#ff7c8b;--invalid:#c39dff;--unsure:#eab44c;--skip:#98a4b4;
 --pass-bg:#12291f;--fail-bg:#32171d;--invalid-bg:#251b36;--unsure-bg:#2d2412;--skip-bg:#1f2833;
@@ -150,8 +150,8 @@ font-size:13.5px}
 .kv .long dd{text-align:left;font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
 footer{margin-top:36px;color:var(--muted);font-size:13px}
 .hide{position:absolute;width:0;height:0;overflow:hidden}
-@media (max-width:900px){.grid2{grid-template-columns:minmax(0,1fr)}}
-@media (max-width:600px){main{padding:20px 14px 40px}.card{padding:14px 14px}.scroll{margin:0 -14px;padding:0 14px}
+@media screen and (max-width:900px){.grid2{grid-template-columns:minmax(0,1fr)}}
+@media screen and (max-width:600px){main{padding:20px 14px 40px}.card{padding:14px 14px}.scroll{margin:0 -14px;padding:0 14px}
 h1{font-size:23px}h2{font-size:19px}
 .why li{grid-template-columns:minmax(0,1fr)}.banner{padding:14px 15px}
 .tiles{grid-template-columns:repeat(2,minmax(0,1fr))}.tile{padding:11px 13px}
@@ -161,8 +161,11 @@ svg.plot.small text{font-size:17px}.small4{grid-template-columns:repeat(auto-fil
 .lone svg.plot{max-width:none}svg.heat .in{font-size:16px}
 .sticky th:first-child,.sticky td:first-child{position:sticky;left:-14px;background:var(--card);z-index:1;
 padding-left:14px;box-shadow:1px 0 0 var(--rule)}}
-@media (max-width:600px){svg.plot .opt{display:none}svg.plot .muted,svg.plot .strong{font-size:16px}}
-@media print{body{background:#fff}.card,.banner{break-inside:avoid}}
+@media screen and (max-width:600px){svg.plot .opt{display:none}svg.plot .muted,svg.plot .strong{font-size:16px}}
+@media print{:root{color-scheme:light}body{background:#fff}main{max-width:none;padding:0 4px}
+.card,.banner{break-inside:avoid}
+.scroll{overflow:visible;margin:0;padding:0}table{font-size:11px}th{font-size:10.5px}td{padding:5px 3px;white-space:normal}
+th>button{padding:4px 3px}.card{padding:14px}td.t{min-width:0}.chip{font-size:10px;padding:1px 4px}.scroll{zoom:.86}}
 """
 
 # Sorts on data-v (a number) where a cell has one, else on its text; empty values stay last in both directions.
