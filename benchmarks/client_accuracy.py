@@ -12,10 +12,10 @@ too small to tell. Memory: the largest sum over all its processes. "In flight": 
 Little's law; less than asked for means that the tool could not keep up. No ITL error where the server itself, busy with large
 bodies, did not keep its gap. Two cores at least, and nothing else on them: the load average stands below the table.
 
-Installing the peers: ``--install`` makes an environment for each in .cache/peers (about 3.5 GB in all) from PyPI. They need
+Installing the peers: ``--install`` makes an environment for each in ~/.cache/longhaul-test/peers (about 3.5 GB in all) from PyPI. They need
 torch or its metadata only: where pip would fetch the CUDA build, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 and PIP_CONSTRAINT to a file with ``torch==2.13.0+cpu`` first. inference-perf needs Python 3.12 (``--python312 PATH``); ``vllm
-bench serve`` runs from the engine environment that scripts/test makes (.cache/engines), with pandas put beside it.
+bench serve`` runs from the engine environment that scripts/test makes (~/.cache/longhaul-test/engines), with pandas put beside it.
 A peer that is not installed is said so in the table.
 """
 
@@ -44,6 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "module_utils"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from client_peers import PEERS, Task, install_peer, run_tree  # noqa: E402 - beside this file
+from prompt_build import CACHE  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -394,7 +395,7 @@ def main() -> int:
     parser.add_argument("--install", action="store_true", help="install the peers named first, into .cache/peers")
     parser.add_argument("--python312", default=shutil.which("python3.12"), help="for peers that need Python 3.12 or later")
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds for one run of a peer")
-    parser.add_argument("--out", type=Path, default=ROOT / ".cache" / "bench" / "client_accuracy.json")
+    parser.add_argument("--out", type=Path, default=CACHE / "bench" / "client_accuracy.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

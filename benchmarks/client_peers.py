@@ -213,7 +213,9 @@ def _inference_perf_report(task: Task) -> Told:
 
 
 PEERS: Mapping[str, Peer] = {
-    "vllm": Peer("an engine environment in .cache/engines (scripts/test makes it)", _vllm_python, _vllm, _vllm_report),
+    "vllm": Peer(
+        "an engine environment in ~/.cache/longhaul-test/engines (scripts/test makes it)", _vllm_python, _vllm, _vllm_report
+    ),
     "guidellm": Peer("--install", _installed("guidellm"), _guidellm, _guidellm_report, wraps=False),
     "aiperf": Peer("--install", _installed("aiperf"), _aiperf, _aiperf_report),
     "inference-perf": Peer("--install", _installed("inference-perf"), _inference_perf, _inference_perf_report),

@@ -8,7 +8,7 @@ For each length: seconds to build (set-up such as tokenizing a corpus apart), er
 tokenizer, as a server would), share of distinct 16-grams, CPU seconds of all threads, peak memory. Longhaul's time includes
 serialising (its prompt is the JSON body already) and a sha256; the peers' does not. Every build runs in a process of its
 own. Imports and loading the tokenizer are not timed for the peers; Longhaul's set-up includes them.
-Peers are installed from PyPI into .cache/peers/<name> on first use. The tokenizer, unless given, is an 8,192-word BPE
+Peers are installed from PyPI into ~/.cache/longhaul-test/peers/<name> on first use. The tokenizer, unless given, is an 8,192-word BPE
 trained on the Python documentation that ships with every interpreter (pydoc_data).
 """
 
@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".cache"
+# Where tests/support/cache.py keeps what the tests install: the engine is shared with them.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longhaul-test"
 LENGTHS = (10_000, 100_000, 1_000_000, 2_097_152)
 
 # What each peer runs: argv = tokenizer folder, length, output file; `prompt` is text or a list of ids.

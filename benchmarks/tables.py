@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 DOC = ROOT / "docs" / "benchmarks.md"
-BENCH = ROOT / ".cache" / "bench"
+BENCH = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longhaul-test" / "bench"
 
 
 def client_table(told: dict[str, Any]) -> list[str]:

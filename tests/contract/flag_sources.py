@@ -2,11 +2,11 @@
 
 A release becomes one small JSON registry: its command-line flags, its environment variables, the texts it can print,
 and the modules that can be started. Wheels come from the package index through plain ``pip download``; only the
-extracted registry is kept (``.cache/contract``), so that a second run needs no network and no time.
+extracted registry is kept (``support.cache``), so that a second run needs no network and no time.
 
 ``flags.json`` beside this file is the committed digest of all supported releases (flag -> the releases that have it),
 so that the property tests cover every version offline; the live tests prove the digest against the real wheels.
-Run ``PYTHONPATH=module_utils python tests/contract/flag_sources.py`` to rebuild it after adding a release to ``VERSIONS``.
+Run ``PYTHONPATH=module_utils:tests python tests/contract/flag_sources.py`` to rebuild it after adding a release to ``VERSIONS``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from support import cache
+
 ROOT = Path(__file__).resolve().parents[2]
-CACHE = ROOT / ".cache" / "contract"
 DIGEST = Path(__file__).with_name("flags.json")
 SCHEMA = 5
 
@@ -94,27 +95,27 @@ def needles(engine: str) -> tuple[str, ...]:
 def registry(engine: str, version: str) -> Registry:
     """The registry of one release: from the cache, else from its wheel. Raises SourceUnavailable."""
     wanted = zlib.crc32("\n".join(needles(engine)).encode())
-    path = CACHE / f"{engine}-{version}.{SCHEMA}-{wanted:08x}.json.gz"
-    if path.exists():
-        raw = json.loads(gzip.decompress(path.read_bytes()))
-        return Registry(
-            raw["engine"],
-            raw["version"],
-            frozenset(raw["flags"]),
-            frozenset(raw["env"]),
-            frozenset(raw["modules"]),
-            tuple(raw["texts"]),
-            raw["env_defaults"],
-        )
+    path = cache.entry(
+        f"contract/{engine}-{version}.{SCHEMA}-{wanted:08x}.json.gz", lambda target: _write(engine, version, target)
+    )
+    raw = json.loads(gzip.decompress(path.read_bytes()))
+    return Registry(
+        raw["engine"],
+        raw["version"],
+        frozenset(raw["flags"]),
+        frozenset(raw["env"]),
+        frozenset(raw["modules"]),
+        tuple(raw["texts"]),
+        raw["env_defaults"],
+    )
+
+
+def _write(engine: str, version: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="longhaul-contract-") as folder:
         wheel = _download(engine, version, Path(folder))
         found = extract(engine, version, wheel)
-    CACHE.mkdir(parents=True, exist_ok=True)
     plain = {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(found).items()}
-    part = path.with_suffix(".part")
-    part.write_bytes(gzip.compress(json.dumps(plain).encode(), 6))
-    part.replace(path)
-    return found
+    target.write_bytes(gzip.compress(json.dumps(plain).encode(), 6))
 
 
 def _download(engine: str, version: str, folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 Offline, for every supported release: nothing is ever emitted that the digest (``flags.json``) does not list for it.
 Live, against the wheels themselves: the digest is true. By default the releases around which behaviour changed; all of
-them with ``LONGHAUL_CONTRACT_ALL=1``. Wheels come through pip and are read once (``.cache/contract``).
+them with ``LONGHAUL_CONTRACT_ALL=1``. Wheels come through pip and are read once (``support.cache``).
 """
 
 from __future__ import annotations

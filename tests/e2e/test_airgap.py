@@ -5,19 +5,16 @@ but a loopback that is down: no packet can leave it. pip is told of an index all
 configuration file), so that an install which asked it would fail instead of quietly doing without; one test shows that it does.
 Where the kernel grants no such namespace, only the index is closed, and the test's output says so. Not closed: the making of the
 bundle, which is a machine with a network by design. It is made once from the shipped locks by ``longhaul bundle`` (0.9 GB of wheels;
-pip's own cache serves what the engine's installation fetched before) and kept under .cache. The controller's Ansible is the one of these
+pip's own cache serves what the engine's installation fetched before) and kept in the tests' cache. The controller's Ansible is the one of these
 tests, not the bundle's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -30,7 +27,8 @@ from typing import Any
 import pytest
 from longhaul.bundle.wheelhouse import canonical, common_locks
 from longhaul.deploy.environments import parse_lock
-from support.engine import CACHE, LOCK, TORCH_INDEX
+from support import cache
+from support.engine import LOCK, TORCH_INDEX
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine]
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,52 +37,39 @@ PIECE_BYTES = 100_000_000
 
 def built_bundle() -> Path:
     """The bundle of the CPU engine in pieces, made on first use. Keyed by what is in it."""
-    locks = b"".join(p.read_bytes() for p in (LOCK, *common_locks(ROOT)))
-    folder = CACHE / "bundles" / hashlib.sha256(locks).hexdigest()[:12]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "bundles" / "lock").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        if not (folder / "join.sh").exists():
-            # The one package with a local version: asked for by itself, so that only it waits for PyTorch's index.
-            torch = [r for r in parse_lock(LOCK.read_text(encoding="utf-8")).requirements if "+" in r]
-            extra = CACHE / "bundles" / "extra"
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "-q",
-                "-q",
-                "--no-deps",
-                "--only-binary=:all:",
-                "--python-version",
-                "3.11",
-            ]
-            command += ["--platform", "manylinux_2_28_x86_64", "--extra-index-url", TORCH_INDEX, "--dest", str(extra), *torch]
-            subprocess.run(command, check=True)
-            words = ["--engine", "vllm==0.32.0", "--device", "cpu", "--find-links", str(extra), "--split", str(PIECE_BYTES)]
-            environment = {**os.environ, "PYTHONPATH": str(ROOT / "module_utils")}
-            subprocess.run(
-                [sys.executable, "-m", "longhaul", "bundle", *words, "--out", str(folder)], env=environment, check=True
-            )
-            shutil.rmtree(extra)
-    return folder
+    locks = [p.read_bytes() for p in (LOCK, *common_locks(ROOT))]
+    return cache.entry(f"bundles/{cache.digest(*locks, str(PIECE_BYTES))}", make_bundle)
 
 
-def link(source: Path, target: Path) -> None:
-    """The same file in another place, without a second copy where the file system can."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+def make_bundle(folder: Path) -> None:
+    """Two minutes and 0.9 GB."""
+    # The one package with a local version: asked for by itself, so that only it waits for PyTorch's index.
+    torch = [r for r in parse_lock(LOCK.read_text(encoding="utf-8")).requirements if "+" in r]
+    with tempfile.TemporaryDirectory(prefix="lh-torch-") as extra:
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "-q",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--python-version",
+            "3.11",
+        ]
+        pip += ["--platform", "manylinux_2_28_x86_64", "--extra-index-url", TORCH_INDEX, "--dest", extra, *torch]
+        subprocess.run(pip, check=True)
+        words = ["--engine", "vllm==0.32.0", "--device", "cpu", "--find-links", extra, "--split", str(PIECE_BYTES)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "module_utils")}
+        subprocess.run([sys.executable, "-m", "longhaul", "bundle", *words, "--out", str(folder)], env=environment, check=True)
 
 
 def carried(folder: Path, *, leave_out: str = "") -> Path:
     """What came over to the host: the pieces, but one perhaps."""
     bundle = built_bundle()
     for path in (p for p in bundle.rglob("*") if p.is_file() and p.parent.name != "wheels" and p.name != leave_out):
-        link(path, folder / path.relative_to(bundle))
+        cache.link(path, folder / path.relative_to(bundle))
     return folder
 
 
@@ -137,9 +122,8 @@ def closed() -> Closed:
 @pytest.fixture(scope="module")
 def wheelhouse() -> Iterator[Path]:
     """The joined bundle."""
-    CACHE.mkdir(exist_ok=True)
     # Beside the bundle, so that its pieces can be linked.
-    with tempfile.TemporaryDirectory(prefix="lh-bundle-", dir=CACHE) as name:
+    with tempfile.TemporaryDirectory(prefix="joined-", dir=built_bundle().parent) as name:
         folder = carried(Path(name))
         done = join(folder)
         assert done.returncode == 0, done.stderr
@@ -200,7 +184,7 @@ def test_a_missing_wheel_is_one_line_that_names_it(closed: Closed, wheelhouse: P
     """By the role, with a small lock in the engine's place: pip gives up as it does with the large one, only sooner."""
     for path in wheelhouse.iterdir():
         if not path.name.startswith("httpcore-"):
-            link(path, tmp_path / "wheels" / path.name)
+            cache.link(path, tmp_path / "wheels" / path.name)
     client = ROOT / "roles/client_env/files/client.lock"
     (pin,) = [x for x in client.read_text(encoding="utf-8").splitlines() if x.startswith("httpcore==")]
     done = provision(closed, tmp_path / "home", tmp_path / "wheels", engine_lock_file=str(client))
