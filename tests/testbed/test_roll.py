@@ -235,7 +235,8 @@ def test_a_rollback_by_hand_returns_to_the_version_before(fleet: Fleet) -> None:
 
 def test_a_killed_controller_can_be_started_again(fleet: Fleet) -> None:
     first, others = fleet.hosts[0], fleet.started()[1:]
-    target = fleet.version("2.0", **slow(6))
+    # So long that the watch which the controller leaves on the host is still there when the next run replaces the container.
+    target = fleet.version("2.0", **slow(20))
     with play.Running(LAUNCH, fleet.inventory, *target) as run:
         assert run.until(f"[{first.name}] loading weights")
         run.kill()

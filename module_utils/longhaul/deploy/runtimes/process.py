@@ -233,17 +233,20 @@ class Supervisor:
         )
         return True
 
-    def give_up(self, timeout_s: float) -> None:
-        """Stop a program whose start failed. It may be between two lives just now (exited, about to be started again)."""
+    def give_up(self, timeout_s: float) -> bool:
+        """Stop a program whose start failed; returns whether there was a process.
+
+        It may be between two lives just now (exited, about to be started again).
+        """
         end = time.monotonic() + 3
         while time.monotonic() < end:
             state = self.state()
             if state.alive:
-                self.stop(timeout_s)
-                return
+                return self.stop(timeout_s)
             if state.state in ("STOPPED", "FATAL", "ABSENT"):
-                return
+                return False
             time.sleep(0.1)
+        return False
 
     def shutdown(self, timeout_s: float = 60) -> bool:
         """End supervisord and every program of this home."""

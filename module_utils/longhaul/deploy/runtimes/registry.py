@@ -11,6 +11,7 @@ from typing import Any
 
 from ...engines.registry import get_engine
 from ...errors import UserError
+from ...files import read_json
 from ..layout import Layout
 from ..startup import LogFollower, http_status
 from .docker import SOCKET, ContainerLog, Docker, DockerRuntime
@@ -75,7 +76,15 @@ def stop_other_runtime(where: Layout, spec: Mapping[str, Any], timeout_s: int) -
 
 
 def watched(where: Layout, spec: Mapping[str, Any], log_offset: int, stop_timeout_s: int = 30) -> Watched:
-    """The start that has just begun. ``log_offset`` counts for a log file (process); a container knows when it began."""
+    """The start that has just begun. ``log_offset`` counts for a log file (process); a container knows when it began.
+
+    A watch outlives a controller that was killed. When the next controller replaces the deployment, the old watch sees its process
+    die; giving up must then not stop the engine that was started in its place.
+    """
+
+    def is_current() -> bool:
+        return bool((read_json(where.current_spec) or {}).get("spec_id") == spec["spec_id"])
+
     if spec["runtime"] == "docker":
         runtime = DockerRuntime(where)
         first = runtime.state(spec["spec_id"])
@@ -89,7 +98,7 @@ def watched(where: Layout, spec: Mapping[str, Any], log_offset: int, stop_timeou
             container_alive,
             ContainerLog(runtime, spec["spec_id"], first.started_unix_s or 0.0),
             f"docker logs {where.program}",
-            lambda: runtime.stop(stop_timeout_s),
+            lambda: is_current() and runtime.stop(stop_timeout_s),
         )
     supervisor = Supervisor(where)
     begun = supervisor.state()
@@ -98,4 +107,9 @@ def watched(where: Layout, spec: Mapping[str, Any], log_offset: int, stop_timeou
         now = supervisor.state()
         return now.alive and now.pid == begun.pid
 
-    return Watched(program_alive, LogFollower(where.log, log_offset), str(where.log), lambda: supervisor.give_up(stop_timeout_s))
+    return Watched(
+        program_alive,
+        LogFollower(where.log, log_offset),
+        str(where.log),
+        lambda: is_current() and supervisor.give_up(stop_timeout_s),
+    )

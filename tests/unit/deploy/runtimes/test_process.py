@@ -1,4 +1,4 @@
-"""The process runtime on a real supervisord (installed once under .cache), with small programs in the engine's place."""
+"""The process runtime on a real supervisord (installed once into the tests' cache), with small programs in the engine's place."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from longhaul.deploy.layout import Layout
 from longhaul.deploy.runtimes.process import Supervisor, daemon_config, program_config
+from longhaul.deploy.runtimes.registry import watched
 from longhaul.errors import UserError
 from support.environments import supervisor_env
 
@@ -58,7 +59,12 @@ class Endpoint:
 
     def do(self, what: str) -> None:
         """What the program does from its next start on."""
-        self.where.current_spec.write_text(json.dumps({"do": what}), encoding="utf-8")
+        self.where.current_spec.write_text(json.dumps({"do": what, **self.spec(what)}), encoding="utf-8")
+
+    @staticmethod
+    def spec(what: str) -> dict[str, str]:
+        """As much of a spec as the runtime reads."""
+        return {"spec_id": f"spec-{what}", "runtime": "process"}
 
     def deploy(self, stop_timeout_s: int = 10) -> None:
         """As the engine role does it."""
@@ -142,6 +148,25 @@ def test_a_start_that_fails_stays_down_and_an_engine_that_was_up_comes_back(home
     steady.supervisor.give_up(10)
     assert not steady.supervisor.state().alive
     assert steady.starts == 2
+
+
+def test_a_watch_that_outlived_its_controller_leaves_the_next_deployment_alone(home: Path) -> None:
+    one = Endpoint(home, do="ignore")
+    one.deploy()
+    until(lambda: one.starts == 1)
+    left_behind = watched(one.where, one.spec("ignore"), 0)
+    assert left_behind.alive()
+    # The next controller deploys something else.
+    one.do("run")
+    one.supervisor.stop(1)
+    one.supervisor.start()
+    until(lambda: one.starts == 2)
+    assert not left_behind.alive()
+    left_behind.give_up()
+    assert one.supervisor.state().alive
+    # Its own watch stops it.
+    watched(one.where, one.spec("run"), 0).give_up()
+    assert not one.supervisor.state().alive
 
 
 def test_one_endpoints_change_leaves_the_others_alone(home: Path) -> None:
