@@ -19,7 +19,7 @@ from longhaul.deploy.startup import http_status
 from longhaul.results import Verdict, load_run
 from support.environments import client_env, supervisor_env
 from support.runner import run_playbook
-from unit.test_validate import NCCL_FULL, dying_words
+from unit.validate.test_run import NCCL_FULL, dying_words
 
 from e2e.conftest import free_port
 from e2e.test_bad_input import SMOLLM2, inventory
