@@ -1,7 +1,7 @@
-"""``longhaul plan | validate | compare | corpus | report``: parse, dispatch, turn errors into one line and an exit code.
+"""The command line: parse, dispatch, turn errors into one line and an exit code.
 
-Each command is one module in ``commands/`` with ``NAME``, ``HELP``, ``add_arguments(parser)`` and ``run(args) -> int``.
-It is imported only when it is called, so that ``plan`` never pays for what ``validate`` needs.
+Each command is one module in ``commands/`` with ``add_arguments(parser)`` and ``run(args) -> int``. It is imported only when
+it is called, so that ``plan`` never pays for what ``validate`` needs.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 from .errors import UserError
+from .results import EXIT_INTERNAL, EXIT_USAGE
 from .version import __version__
 
 COMMANDS = {
@@ -30,12 +32,12 @@ class _OneLine(argparse.ArgumentParser):
     """Says what is wrong on one line; the whole usage is there with --help."""
 
     def error(self, message: str) -> NoReturn:
-        """Exit 2."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        """One line on stderr, exit code 2."""
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Exit codes: 0 PASS, 1 FAIL, 2 usage error, 3 INVALID, 4 INCONCLUSIVE."""
+    """Run one command. Exit codes: 0 PASS, 1 FAIL, 2 usage error, 3 INVALID, 4 INCONCLUSIVE, 70 internal error."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _OneLine(prog="longhaul", description="Long-context LLM servers, deployed and proven.")
     parser.add_argument("--version", action="version", version=f"longhaul {__version__}")
@@ -54,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(module.run(args))
     except UserError as error:
         print(f"longhaul {chosen}: {error}", file=sys.stderr)
-        return 2
+        return EXIT_USAGE
     except KeyboardInterrupt:
         print(f"longhaul {chosen}: stopped; what was measured so far is kept", file=sys.stderr)
         return 130
+    except Exception:
+        traceback.print_exc()
+        print(f"longhaul {chosen}: internal error; please report the lines above", file=sys.stderr)
+        return EXIT_INTERNAL

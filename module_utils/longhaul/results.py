@@ -33,6 +33,7 @@ class Verdict(str, Enum):
 SEVERITY: tuple[Verdict, ...] = (Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.INVALID, Verdict.FAIL)
 EXIT_CODES: Mapping[Verdict, int] = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INVALID: 3, Verdict.INCONCLUSIVE: 4}
 EXIT_USAGE = 2
+EXIT_INTERNAL = 70  # sysexits.h: EX_SOFTWARE
 
 
 def worst(verdicts: typing.Iterable[Verdict]) -> Verdict:

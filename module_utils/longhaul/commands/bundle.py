@@ -13,8 +13,6 @@ from ..bundle.pieces import parse_size, split_wheels, store_wheels
 from ..bundle.wheelhouse import common_locks, default_locks, fetch_wheels, needed, parse_installed, read_lock
 from ..errors import UserError
 
-NAME = "bundle"
-HELP = "build a wheelhouse for hosts without a package index"
 # Wheels run by Python as they are: the way to install where Python has no ensurepip.
 PIP = "pip==25.3"
 

@@ -9,9 +9,6 @@ from pathlib import Path
 from ..report.compare import RENDERERS, RULE, compare_runs, pair_runs
 from ..report.files import load_run_dir, write_atomically
 
-NAME = "compare"
-HELP = "two runs side by side; says which differences exceed noise"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Two runs (directories or single result files), the format, where to write it, and whether a regression is an error."""

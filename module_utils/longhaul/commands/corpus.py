@@ -11,9 +11,6 @@ from ..errors import UserError
 from ..prompts.build import BuildProgress, ensure_corpus, recommended_tokens
 from ..prompts.corpus import CorpusMeta, default_cache_dir, find_corpora, read_meta
 
-NAME = "corpus"
-HELP = "build or inspect the token corpus that prompts are cut from"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``build`` with its source, tokenizer and length; ``info`` with an optional folder."""

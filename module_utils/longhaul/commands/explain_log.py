@@ -12,9 +12,6 @@ from ..engines.registry import ENGINES
 from ..errors import UserError
 from ..results import to_jsonable
 
-NAME = "explain-log"
-HELP = "read an engine's log and say what its lines mean"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The log, its engine, and the form of the answer."""

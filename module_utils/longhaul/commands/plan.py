@@ -18,9 +18,6 @@ from ..models.reader import load_architecture
 from ..physics.hardware import GIB, GPUS, Gpu, get_gpu
 from ..version import Version
 
-NAME = "plan"
-HELP = "predict what an engine will hold on given GPUs, before it starts"
-
 # The columns of --sweep: the request's range, 128K to the 10M that Llama-4-Scout was made for.
 SWEEP_CONTEXTS = (131_072, 1_048_576, 2_097_152, 5_242_880, 8_388_608, 10_485_760)
 

@@ -8,9 +8,6 @@ from pathlib import Path
 from ..report.files import load_run_dir, write_reports
 from ..report.tables import summary_table
 
-NAME = "report"
-HELP = "write report.html, report.md and junit.xml of a run"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run directory, and whether to be quiet about it."""

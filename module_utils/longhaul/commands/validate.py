@@ -20,9 +20,6 @@ from ..validate.progress import Progress
 from ..validate.run import validate
 from ..validate.verdict import Limits
 
-NAME = "validate"
-HELP = "prove what a running server holds: exact, cold, within physics"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags; the ladder is the product of --ladder and --concurrency."""

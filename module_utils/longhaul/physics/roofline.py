@@ -182,13 +182,6 @@ def floor_ratio(floor: Floor, measured_s: float) -> float:
     return measured_s / floor.floor_s
 
 
-def expected_prefill_s(floor: Floor, mfu: float) -> float:
-    """Forecast: how long this work takes at a utilisation seen on earlier points (never below the floor)."""
-    if not mfu > 0.0:
-        raise UserError(f"a utilisation of {mfu}", "more than 0", "measure a first point")
-    return max(floor.floor_s, floor.flop / (mfu * floor.peak_flop_per_s))
-
-
 def explaining_cached_share(
     arch: ModelArchitecture,
     gpu: Gpu,
