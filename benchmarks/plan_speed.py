@@ -52,7 +52,7 @@ def sweep() -> None:
 def report() -> None:
     """Print one line for each measurement."""
     model, gpu = load_architecture(SCOUT), get_gpu("h200")
-    settings = PlanSettings("vllm", Version.parse("0.12.0"), 8_388_608, tensor_parallel=8, available_kv_gib=89.71)
+    settings = PlanSettings("vllm", Version.parse("0.12.0"), context_tokens=8_388_608, tensor_parallel=8, available_kv_gib=89.71)
     rows: list[tuple[str, Callable[[], object], int, float | None]] = [
         ("interpreter alone", lambda: python("pass"), 7, None),
         ("import longhaul (process)", lambda: python("import longhaul"), 7, None),

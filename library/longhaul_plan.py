@@ -66,7 +66,7 @@ from pathlib import Path
 from ansible.module_utils.longhaul.capacity.gate import advice, choose_gpu, drift, drift_facts, gate, planned_facts
 from ansible.module_utils.longhaul.deploy.layout import layout
 from ansible.module_utils.longhaul.deploy.preflight import as_result, model_config, run_checks
-from ansible.module_utils.longhaul.deploy.spec import settings_from
+from ansible.module_utils.longhaul.engines.settings import settings_from
 from ansible.module_utils.longhaul.files import read_json
 from ansible.module_utils.longhaul.physics.hardware import detect_gpus
 from ansible.module_utils.longhaul_module import run_module

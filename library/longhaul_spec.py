@@ -51,7 +51,8 @@ recorded: {description: Do the facts name the deployed spec?, returned: "with O(
 from ansible.module_utils.longhaul.deploy.rolling import give_back, is_unproven, proven, unproven
 from ansible.module_utils.longhaul.deploy.runtimes.container import as_options, container_from
 from ansible.module_utils.longhaul.deploy.runtimes.registry import healthy
-from ansible.module_utils.longhaul.deploy.spec import load_spec, render_spec, restore_previous, settings_from, store_spec
+from ansible.module_utils.longhaul.deploy.spec import load_spec, render_spec, restore_previous, store_spec
+from ansible.module_utils.longhaul.engines.settings import settings_from
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.files import read_json, to_json
 from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module

@@ -15,9 +15,9 @@ import pytest
 from contract.flag_sources import BOUNDARY, VERSIONS, Registry, SourceUnavailable, names_of, registry
 from hypothesis import given
 from hypothesis import strategies as st
-from longhaul.engines.base import EngineSettings
 from longhaul.engines.diagnosis import Phase
 from longhaul.engines.registry import get_engine
+from longhaul.engines.settings import EngineSettings
 from longhaul.engines.sglang.adapter import API_KEY_ENV
 from longhaul.engines.sglang.adapter import ENGINE_FAILURES as SGLANG_FAILURES
 from longhaul.engines.vllm.adapter import ENGINE_FAILURES as VLLM_FAILURES
@@ -78,7 +78,9 @@ SETTINGS = st.fixed_dictionaries(
 def emitted(engine: str, version: str, changes: dict[str, Any]) -> tuple[set[str], set[str]]:
     """Flags and environment names of a launch; what the adapter refuses emits nothing."""
     try:
-        launch = get_engine(engine).launch(EngineSettings("/models/m", "m", **changes), Version.parse(version))
+        launch = get_engine(engine).launch(
+            EngineSettings(model_path="/models/m", served_model_name="m", **changes), Version.parse(version)
+        )
     except UserError:
         return set(), set()
     assert "--api-key" not in launch.argv

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 import yaml
 from longhaul.deploy.layout import Layout
-from longhaul.deploy.spec import render_spec, settings_from, store_spec
+from longhaul.deploy.spec import render_spec, store_spec
+from longhaul.engines.settings import settings_from
 from standin.fixture import StandIn
 from support.runner import Outcome, run_playbook
 

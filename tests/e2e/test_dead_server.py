@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from longhaul.deploy.layout import Layout
 from longhaul.deploy.runtimes.process import Supervisor
-from longhaul.deploy.spec import render_spec, settings_from, store_spec
+from longhaul.deploy.spec import render_spec, store_spec
 from longhaul.deploy.startup import http_status
+from longhaul.engines.settings import settings_from
 from longhaul.results import Verdict, load_run
 from support.environments import client_env, supervisor_env
 from support.runner import run_playbook

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..engines.base import EngineCapacity, EngineSettings
+from ..engines.base import EngineCapacity
+from ..engines.settings import EngineSettings
 from ..engines.sglang.adapter import default_max_running_requests
 from ..engines.sizing import PlanSettings
 from ..errors import Finding, UserError

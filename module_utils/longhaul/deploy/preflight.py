@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engines.registry import ENGINES
+from ..engines.settings import settings_from
 from ..errors import Finding, UserError
 from ..files import free_bytes
 from ..version import Version
@@ -23,7 +24,7 @@ from .model_store import SOURCES, check_model_dir
 from .ports import ancestors_of, port_holder, port_is_free
 from .runtimes.container import size_bytes
 from .runtimes.process import Supervisor
-from .spec import load_spec, settings_from
+from .spec import load_spec
 
 RUNTIMES = ("process", "docker")
 LEAST_PYTHON = (3, 10)

@@ -12,12 +12,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..engines.base import EngineSettings
 from ..engines.registry import get_engine
+from ..engines.settings import EngineSettings, counted
 from ..errors import UserError
 from ..files import read_json, to_json, write_atomic
 from ..keys import read_key
-from ..values import converted
 from ..version import Version
 from .layout import Layout
 from .rolling import begin, is_unproven, keep_as_previous, settle
@@ -25,36 +24,6 @@ from .rolling import begin, is_unproven, keep_as_previous, settle
 SPEC_SCHEMA = "longhaul.spec/1"
 # A model's identity must not depend on who wrote it or when.
 UNHASHED = ("spec_id",)
-# Settings that came later: left unset they count for nothing, or a new release would restart every engine of a fleet.
-LATER_SETTINGS = ("block_size_tokens",)
-
-
-def settings_from(options: Mapping[str, Any]) -> EngineSettings:
-    """Ansible's options (strings allowed where numbers are meant) -> EngineSettings. UserError names the option."""
-    known = {f.name: f for f in dataclasses.fields(EngineSettings)}
-    values: dict[str, Any] = {}
-    for name, value in options.items():
-        if name not in known:
-            raise UserError(f"engine setting {name!r}", "one of " + ", ".join(sorted(known)), "remove or rename it")
-        if value is None:
-            continue
-        values[name] = _coerce(name, value, str(known[name].type))
-    settings = EngineSettings(**values)
-    for name in ("context_tokens", "port", "tensor_parallel", "pipeline_parallel"):
-        if getattr(settings, name) <= 0:
-            raise UserError(f"engine_{name} {getattr(settings, name)}", "a positive integer", f"set engine_{name}")
-    if settings.hybrid_kv not in ("on", "off", "default"):
-        raise UserError(
-            f"engine_hybrid_kv {settings.hybrid_kv!r}", "on, off or default", "set engine_hybrid_kv (quote it in YAML)"
-        )
-    return settings
-
-
-def _coerce(name: str, value: Any, kind: str) -> Any:
-    # YAML reads a bare on/off as a boolean; hybrid_kv means the words.
-    if name == "hybrid_kv" and isinstance(value, bool):
-        return "on" if value else "off"
-    return converted(f"engine_{name}", value, kind)
 
 
 def render_spec(
@@ -106,8 +75,7 @@ def render_spec(
 def spec_id(spec: Mapping[str, Any]) -> str:
     """Twelve hex digits that change exactly when the deployment would; a setting of a later release, left unset, changes nothing."""
     body = {k: v for k, v in spec.items() if k not in UNHASHED}
-    settings = body["settings"].items()
-    body["settings"] = {k: v for k, v in settings if v is not None or k not in LATER_SETTINGS}
+    body["settings"] = counted(body["settings"])
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import UserError
 from ..version import Version
-from .base import EngineSettings
+from .settings import EngineSettings
 
 
 @dataclass(frozen=True)

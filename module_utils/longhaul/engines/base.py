@@ -8,51 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from ..results import Counters
 from ..version import Version
 from .diagnosis import FailureMark, PhaseMark
-
-HybridKv = Literal["on", "off", "default"]
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """What the operator wants of one endpoint, in engine-neutral terms.
-
-    ``None`` (or ``"default"``) always means: say nothing, let the engine decide. Sizes are plain integers, never
-    suffixed strings: vLLM reads 8M as 8,388,608 but 8m as 8,000,000.
-    """
-
-    model_path: str
-    served_model_name: str
-    context_tokens: int
-    host: str = "127.0.0.1"
-    port: int = 8000
-    device: Literal["cuda", "rocm", "cpu"] = "cuda"
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
-    gpu_memory_utilization: float | None = None
-    kv_cache_dtype: str = "auto"
-    dtype: str = "auto"
-    quantization: str | None = None
-    load_format: str = "auto"
-    hybrid_kv: HybridKv = "default"
-    prefix_caching: bool | None = None
-    max_num_batched_tokens: int | None = None
-    block_size_tokens: int | None = None
-    max_num_seqs: int | None = None
-    enforce_eager: bool = False
-    attention_backend: str | None = None
-    text_only: bool = True
-    skip_tokenizer: bool = False
-    cpu_kv_cache_gib: float | None = None
-    swa_full_tokens_ratio: float | None = None
-    max_total_tokens: int | None = None
-    api_key_file: str | None = None
-    extra_args: tuple[str, ...] = ()
-    extra_env: Mapping[str, str] = field(default_factory=dict)
+from .settings import EngineSettings
 
 
 @dataclass(frozen=True)

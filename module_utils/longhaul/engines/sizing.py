@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
 from ..dtypes import DTYPE_BYTES, normal_dtype
@@ -18,6 +18,7 @@ from ..physics.hardware import GIB, Gpu
 from ..version import Version
 from .block_size import check_one_token
 from .rules import SGLANG_SPLIT_ARCHITECTURES, SglangRules, VllmRules, sglang_rules, vllm_rules
+from .settings import SizeSettings
 from .vllm.allocator import fp8_load_slack_bytes
 
 # The engines print memory with two decimals: the true figure lies within half of the last one.
@@ -29,34 +30,24 @@ _KV_DTYPES = ("bf16", "fp16", "fp32", "fp8")
 
 
 @dataclass(frozen=True)
-class PlanSettings:
+class PlanSettings(SizeSettings):
     """What is to be deployed. ``None``, ``"auto"`` and ``"default"`` mean: as this engine release decides by itself.
 
-    Lengths in tokens, memory in GiB a GPU. ``available_kv_gib`` is the engine's "Available KV cache memory" (on CPU the
+    Lengths in tokens, memory in GiB per GPU. ``available_kv_gib`` is the engine's "Available KV cache memory" (on CPU the
     KV space); with it the plan is exact. ``text_only``: the engine is told to leave out the vision tower.
     ``concurrency``: how many requests of ``context_tokens`` are meant to run at once (a warning if they do not fit).
     """
 
     engine: str
     release: Version
-    context_tokens: int
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
-    gpu_memory_utilization: float | None = None
+    _: KW_ONLY
+    text_only: bool = False
     available_kv_gib: float | None = None
     kv_dtype: str = "auto"
     weights_dtype: str = "auto"
-    hybrid_kv: Literal["on", "off", "default"] = "default"
-    max_num_batched_tokens: int | None = None
-    max_num_seqs: int | None = None
     block_size: int | None = None
-    text_only: bool = False
-    enforce_eager: bool = False
-    swa_full_tokens_ratio: float | None = None
     cuda_graph_max_batch: int | None = None
-    max_total_tokens: int | None = None
     async_scheduling: bool | None = None
-    attention_backend: str | None = None
     torch_sampler: bool = False
     concurrency: int = 1
 

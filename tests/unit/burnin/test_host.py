@@ -32,7 +32,8 @@ from longhaul.deploy.layout import Layout
 from longhaul.deploy.runtimes.container import as_options, container_from
 from longhaul.deploy.runtimes.docker import Docker
 from longhaul.deploy.runtimes.process import ProgramState
-from longhaul.deploy.spec import render_spec, settings_from
+from longhaul.deploy.spec import render_spec
+from longhaul.engines.settings import settings_from
 from longhaul.errors import UserError
 from longhaul.physics.hardware import GIB, DetectedGpu
 from longhaul.results import RunResult, Verdict, dump_run, load_run

@@ -13,9 +13,10 @@ from longhaul.capacity.drift import compare_with_engine
 from longhaul.capacity.plan import check_plan, needed_kv_bytes, plan_capacity, requests_that_fit
 from longhaul.capacity.search import max_context, nearest_plans
 from longhaul.capacity.settings import settings_from_engine
-from longhaul.engines.base import EngineCapacity, EngineSettings
+from longhaul.engines.base import EngineCapacity
 from longhaul.engines.registry import get_engine
 from longhaul.engines.rules import SGLANG_FLIPS, VLLM_FLIPS, vllm_rules
+from longhaul.engines.settings import EngineSettings
 from longhaul.engines.sizing import PlanSettings
 from longhaul.errors import UserError
 from longhaul.models.architecture import ModelArchitecture
@@ -39,12 +40,12 @@ SCOUT = model("llama-4-scout")
 
 def vllm(release: str = "0.12.0", context: int = 8_388_608, **changes: Any) -> PlanSettings:
     changes.setdefault("tensor_parallel", 8)
-    return PlanSettings("vllm", Version.parse(release), context, **changes)
+    return PlanSettings("vllm", Version.parse(release), context_tokens=context, **changes)
 
 
 def sglang(release: str = "0.5.23", context: int = 2_097_152, **changes: Any) -> PlanSettings:
     changes.setdefault("tensor_parallel", 8)
-    return PlanSettings("sglang", Version.parse(release), context, **changes)
+    return PlanSettings("sglang", Version.parse(release), context_tokens=context, **changes)
 
 
 # ---- the request's own figures
@@ -440,7 +441,13 @@ def test_block_sizes_that_cannot_serve_are_refused(wanted: PlanSettings, require
 def test_the_plan_and_the_launch_refuse_a_block_size_in_the_same_words(
     engine: str, release: str, changes: dict[str, Any], required: str
 ) -> None:
-    wanted = EngineSettings("/m", "m", 8192, cpu_kv_cache_gib=4 if "device" in changes else None, **changes)
+    wanted = EngineSettings(
+        model_path="/m",
+        served_model_name="m",
+        context_tokens=8192,
+        cpu_kv_cache_gib=4 if "device" in changes else None,
+        **changes,
+    )
     with pytest.raises(UserError, match=required) as caught:
         get_engine(engine).launch(wanted, Version.parse(release))
     plan = settings_from_engine(wanted, engine, Version.parse(release))
@@ -598,11 +605,21 @@ def test_without_the_engines_memory_the_comparison_is_not_exact() -> None:
 
 
 def test_a_deployments_settings_become_a_plans() -> None:
-    wanted = EngineSettings("/m", "m", 8192, device="cpu", cpu_kv_cache_gib=2, quantization="fp8", max_num_seqs=4)
+    wanted = EngineSettings(
+        model_path="/m",
+        served_model_name="m",
+        context_tokens=8192,
+        device="cpu",
+        cpu_kv_cache_gib=2,
+        quantization="fp8",
+        max_num_seqs=4,
+    )
     found = settings_from_engine(wanted, "vllm", Version.parse("0.32.0"), concurrency=2)
     assert (found.available_kv_gib, found.weights_dtype, found.max_num_seqs, found.concurrency) == (2, "fp8", 4, 2)
     assert plan_capacity(model("smollm2-135m"), CPU, found).exact
-    paged = EngineSettings("/m", "m", 8192, block_size_tokens=128, attention_backend="triton")
+    paged = EngineSettings(
+        model_path="/m", served_model_name="m", context_tokens=8192, block_size_tokens=128, attention_backend="triton"
+    )
     found = settings_from_engine(paged, "sglang", Version.parse("0.5.23"))
     assert (found.block_size, found.attention_backend) == (128, "triton")
 
@@ -662,7 +679,7 @@ HYBRID = st.sampled_from(["on", "off", "default"])
 
 
 def _settings(engine: tuple[str, str], context: int, **changes: Any) -> PlanSettings:
-    return PlanSettings(engine[0], Version.parse(engine[1]), context, **changes)
+    return PlanSettings(engine[0], Version.parse(engine[1]), context_tokens=context, **changes)
 
 
 @settings(max_examples=150, deadline=None)

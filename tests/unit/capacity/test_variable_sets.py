@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from longhaul.capacity.gate import gate
-from longhaul.deploy.spec import settings_from
 from longhaul.engines.registry import get_engine
+from longhaul.engines.settings import settings_from
 from longhaul.physics.hardware import get_gpu
 from longhaul.version import Version
 from support.paths import ROOT

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from longhaul.capacity.gate import advice, choose_gpu, drift, drift_facts, gate, planned_facts
 from longhaul.deploy.endpoint_test import QuietProgress, config_from_options, cpu_name, points_from, progress_line
 from longhaul.deploy.layout import Layout
-from longhaul.deploy.spec import read_api_key, render_spec, settings_from, store_spec
+from longhaul.deploy.spec import read_api_key, render_spec, store_spec
 from longhaul.deploy.status import EndpointStatus, age, endpoint_status, log_tail, status_table
-from longhaul.engines.base import EngineSettings
+from longhaul.engines.settings import EngineSettings, settings_from
 from longhaul.errors import UserError
 from longhaul.files import to_json, write_atomic
 from longhaul.physics.hardware import DetectedGpu, get_gpu
@@ -32,7 +32,9 @@ SCOUT = json.loads((CONFIGS / "llama-4-scout.json").read_text(encoding="utf-8"))
 
 
 def cpu(gib: float | None, context: int = 8192) -> EngineSettings:
-    return EngineSettings("/m", "m", context, device="cpu", cpu_kv_cache_gib=gib, dtype="bfloat16")
+    return EngineSettings(
+        model_path="/m", served_model_name="m", context_tokens=context, device="cpu", cpu_kv_cache_gib=gib, dtype="bfloat16"
+    )
 
 
 class TestGate:
@@ -62,7 +64,9 @@ class TestGate:
         json.dumps(facts)
 
     def test_scout_on_eight_h200(self) -> None:
-        settings = EngineSettings("/m", "m", 2_097_152, tensor_parallel=8, gpu_memory_utilization=0.9)
+        settings = EngineSettings(
+            model_path="/m", served_model_name="m", context_tokens=2_097_152, tensor_parallel=8, gpu_memory_utilization=0.9
+        )
         result = gate("vllm", "0.12.0", settings, SCOUT, gpu=get_gpu("h200"), host_gpus=8)
         assert result.plan is not None
         # One GPU holds an eighth of 107.77e9 bf16 parameters: 25 GiB, not the 4 of the request.

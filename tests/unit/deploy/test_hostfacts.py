@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from longhaul.deploy.hostfacts import deployed_facts, update_facts, validated_facts
 from longhaul.deploy.layout import Layout
-from longhaul.deploy.spec import render_spec, settings_from
+from longhaul.deploy.spec import render_spec
+from longhaul.engines.settings import settings_from
 from longhaul.errors import UserError
 from longhaul.results import RunResult, Verdict
 from unit.report import fixtures

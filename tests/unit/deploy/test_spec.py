@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from longhaul.deploy.layout import Layout
 from longhaul.deploy.rolling import proven
-from longhaul.deploy.spec import load_spec, render_spec, require_spec, restore_previous, settings_from, spec_id, store_spec
-from longhaul.engines.base import EngineSettings
+from longhaul.deploy.spec import load_spec, render_spec, require_spec, restore_previous, spec_id, store_spec
+from longhaul.engines.settings import EngineSettings, settings_from
 from longhaul.errors import UserError
 
 PLAIN = {"model_path": "/models/m", "served_model_name": "m", "context_tokens": 8192}

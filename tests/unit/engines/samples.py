@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from longhaul.engines.base import EngineSettings
+from longhaul.engines.settings import EngineSettings
 from support.paths import LOGS
 
 

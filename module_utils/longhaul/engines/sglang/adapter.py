@@ -19,7 +19,6 @@ from ..argv import Row, api_key_path, check_extra_args, flag_values, refuse_firs
 from ..base import (
     BodyTemplate,
     EngineCapacity,
-    EngineSettings,
     HttpRequest,
     Launch,
     MetricNames,
@@ -30,6 +29,7 @@ from ..base import (
 from ..block_size import block_faults
 from ..diagnosis import COMMON_FAILURES, FailureMark, Phase, PhaseMark
 from ..openai import error_message, message_of, openai_event
+from ..settings import EngineSettings
 from .load import INFO_PATHS, LOAD_PATHS, parse_info, parse_loads
 
 OLDEST = Version.parse("0.5.6.post2")

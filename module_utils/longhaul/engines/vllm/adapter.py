@@ -19,7 +19,6 @@ from ..argv import Row, api_key_path, check_extra_args, flag_values, refuse_firs
 from ..base import (
     BodyTemplate,
     EngineCapacity,
-    EngineSettings,
     HttpRequest,
     Launch,
     MetricNames,
@@ -30,6 +29,7 @@ from ..block_size import block_faults
 from ..diagnosis import COMMON_FAILURES, DRIVER_ADVICE, PATH_ADVICE, FailureMark, Phase, PhaseMark
 from ..metrics import parse_version
 from ..openai import error_message, message_of, openai_event
+from ..settings import EngineSettings
 
 OLDEST = Version.parse("0.12.0")
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from longhaul.deploy.runtimes.container import as_options, container_from, create_body, size_bytes
 from longhaul.deploy.runtimes.docker import demultiplex, find_image
-from longhaul.deploy.spec import render_spec, settings_from
+from longhaul.deploy.spec import render_spec
+from longhaul.engines.settings import settings_from
 from longhaul.errors import UserError
 from support.paths import ROOT
 

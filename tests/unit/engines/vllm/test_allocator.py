@@ -20,7 +20,9 @@ H200 = get_gpu("h200")
 
 
 def settings(release: str, tp: int, weights: str = "fp8") -> PlanSettings:
-    return PlanSettings("vllm", Version.parse(release), 262_144, tensor_parallel=tp, weights_dtype=weights, text_only=True)
+    return PlanSettings(
+        "vllm", Version.parse(release), context_tokens=262_144, tensor_parallel=tp, weights_dtype=weights, text_only=True
+    )
 
 
 # "Model loading took N GiB memory", vLLM 0.25.1, fp8 on load, one H200 and two.
