@@ -3,12 +3,13 @@
     python attention_bench.py --package vllm.vllm_flash_attn --out DIR      # vLLM's build; also sgl_kernel
     python attention_bench.py --path FOLDER --package NAME --out DIR        # a carried copy of vllm_flash_attn, without vLLM
 
-One chunk of query tokens against a context that ends with it, causal, grouped heads: what a global layer of Llama-4-Scout costs in
-a late chunk of a long prompt. A page that is a multiple of the kernel's tile (128 tokens in bf16, 224 in fp8, head dimension 128)
-is loaded by the tensor memory accelerator, any other page by threads; page 0 is contiguous KV, the kernel's best case. Writes
-attention-bench.json: median milliseconds of CUDA events, TFLOP/s (4 x head dimension x heads x pairs of tokens that attend), the
-SM clock and power seen while it ran, and the error against bf16 with contiguous KV (||out - ref|| / ||ref||): of the half of the
-head whose values have mean 0, and of the half whose values have mean 1, where a sum that is cut short shows.
+One call is one chunk of query tokens against a context that ends with it, causal, with grouped heads: what a global layer of
+Llama-4-Scout costs in a late chunk of a long prompt. The tensor memory accelerator loads a page that is a multiple of the kernel's
+tile (128 tokens in bf16, 224 in fp8, head dimension 128); threads load any other page. Page 0 is contiguous KV, the kernel's best case.
+
+Writes attention-bench.json: median milliseconds of CUDA events, TFLOP/s (4 x head dimension x heads x pairs of tokens that attend), the
+SM clock and power while it ran, and the error against bf16 with contiguous KV (||out - ref|| / ||ref||). The error is given for the half
+of the head whose values have mean 0, and for the half whose values have mean 1: a sum that is cut short shows in the second.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def gpu_now() -> tuple[int, float] | None:
 
 
 class Bench:
-    """One layer's heads; makes queries and KV once for each shape and times calls on them."""
+    """One layer's heads. Makes queries and KV once per shape and times calls on them."""
 
     def __init__(self, package: str, heads: int, kv_heads: int, chunk_tokens: int, context_tokens: int) -> None:
         import torch
@@ -61,7 +62,7 @@ class Bench:
 
     @property
     def flop(self) -> float:
-        """Of one call: every query sees the context before its chunk and its own half of it."""
+        """FLOP of one call: a query sees the context before its chunk and, on average, half of its chunk."""
         return 4.0 * HEAD_DIM * self.heads * self.chunk * (self.context - self.chunk + (self.chunk + 1) / 2)
 
     def call(self, page: int, fp8: bool) -> Any:

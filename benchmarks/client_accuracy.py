@@ -4,19 +4,20 @@
     python benchmarks/client_accuracy.py --peers vllm,guidellm,aiperf,inference-perf --scenarios 1,50,200,half,big
     python benchmarks/client_accuracy.py --scenarios big --clients ours          # 50 bodies of 15 MB: peak memory
 
-The server (tests/standin, its own process) writes down when it took each request and sent each first token; the error
-is what the client reads minus that, at p50 and p99. Every client runs in processes of its own, so that CPU seconds and peak
-memory are its own. ``ours``, ``aiohttp`` and ``httpx`` are timed without their imports; a peer is a whole tool: its CPU in all
-includes its start, and per request its run of scenario 1 (ten requests) is taken off as that start; a dash where the rest is
-too small to tell. Memory: the largest sum over all its processes. "In flight": the mean number of requests at the server, by
-Little's law; less than asked for means that the tool could not keep up. No ITL error where the server itself, busy with large
-bodies, did not keep its gap. Two cores at least, and nothing else on them: the load average stands below the table.
+The server (tests/standin, a process of its own) writes down when it took each request and sent each first token. The error is what the
+client reads minus that, at p50 and p99. Every client runs in processes of its own, so that CPU seconds and peak memory are its own.
 
-Installing the peers: ``--install`` makes an environment for each in ~/.cache/longhaul-test/peers (about 3.5 GB in all) from PyPI. They need
-torch or its metadata only: where pip would fetch the CUDA build, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-and PIP_CONSTRAINT to a file with ``torch==2.13.0+cpu`` first. inference-perf needs Python 3.12 (``--python312 PATH``); ``vllm
-bench serve`` runs from the engine environment that scripts/test makes (~/.cache/longhaul-test/engines), with pandas put beside it.
-A peer that is not installed is said so in the table.
+CPU: ``ours``, ``aiohttp`` and ``httpx`` are timed without their imports. A peer is a whole tool. Its CPU in all includes its start; per
+request, its run of scenario 1 (ten requests) is subtracted as that start, and a dash means that the rest is too small to tell. Memory is
+the largest sum over all its processes. "In flight" is the mean number of requests at the server, by Little's law: less than asked for
+means that the tool could not keep up. The ITL error is left out where the server itself, busy with large bodies, did not keep its gap.
+Run it on two cores at least, with nothing else on them: the load average stands below the table.
+
+``--install`` makes an environment for each peer in ~/.cache/longhaul-test/peers (about 3.5 GB in all) from PyPI. They need torch or only its metadata:
+where pip would fetch the CUDA build, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu and PIP_CONSTRAINT to a file with
+``torch==2.13.0+cpu`` first. inference-perf needs Python 3.12 (``--python312 PATH``). ``vllm bench serve`` runs from the engine
+environment that scripts/test makes
+(~/.cache/longhaul-test/engines), with pandas put beside it. The table names a peer that is not installed.
 """
 
 from __future__ import annotations

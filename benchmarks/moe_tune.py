@@ -1,4 +1,4 @@
-"""Find Triton tiles for vLLM's fused MoE kernel (fp8 weights, one scale a tensor) on this GPU, for large batches.
+"""Find Triton tiles for vLLM's fused MoE kernel (fp8 weights, one scale per tensor) on this GPU, for large batches.
 
     python moe_tune.py --experts 16 --hidden 5120 --intermediate 8192 --tokens 4096 8192 16384 --out DIR
 

@@ -1,9 +1,10 @@
-"""What a run costs where nothing changes: launch.yml and deploy.yml over hosts that serve, preflight.yml over many more, each as a
-ratio to ``ansible all -m setup`` on the same hosts (whose time is what any playbook pays for reaching them).
+"""What a run costs where nothing changes: launch.yml and deploy.yml over hosts that serve, preflight.yml over many more.
+
+Each time is given as a ratio to ``ansible all -m setup`` on the same hosts, which is what any playbook pays for reaching them.
 
     python benchmarks/playbook_speed.py [--hosts 3] [--many 20] [--rounds 3] [--profile]
 
-Needs what the testbed needs (root, Docker); see tests/testbed/bed.py. Aim: below 6x. Writes one JSON line a measurement.
+Needs what the testbed needs (root, Docker); see tests/testbed/bed.py. The aim is a ratio below 6. Writes one JSON line per measurement.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def unchanged(inventory: Path, playbook: str, profile: bool) -> None:
 
 
 def measure(name: str, hosts: int, inventory: Path, playbook: str, rounds: int, profile: bool) -> None:
-    """One line: seconds of both, and the ratio of the medians. In turns, so that a busy machine is busy for both."""
+    """One line: seconds of both, and the ratio of the medians. They run in turns, so that a busy machine is busy for both."""
     setup(inventory)  # opens the connections that both then share
     yardstick, ours = [], []
     for _ in range(rounds):

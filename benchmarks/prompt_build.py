@@ -4,9 +4,9 @@
     .venv/bin/python benchmarks/prompt_build.py --peers guidellm,aiperf,inference-perf,sglang
     .venv/bin/python benchmarks/prompt_build.py --peers vllm --peer-python vllm=/path/to/env/bin/python
 
-For each length: seconds to build (set-up such as tokenizing a corpus apart), error in tokens (the prompt counted with the
-tokenizer, as a server would), share of distinct 16-grams, CPU seconds of all threads, peak memory. Longhaul's time includes
-serialising (its prompt is the JSON body already) and a sha256; the peers' does not. Every build runs in a process of its
+For each length it measures the seconds to build (set-up, such as tokenizing a corpus, apart), the error in tokens (the prompt counted
+with the tokenizer, as a server would), the share of distinct 16-grams, CPU seconds of all threads, and peak memory. Longhaul's time
+includes a sha256 and serialising, since its prompt is the JSON body already; the peers' does not. Every build runs in a process of its
 own. Imports and loading the tokenizer are not timed for the peers; Longhaul's set-up includes them.
 Peers are installed from PyPI into ~/.cache/longhaul-test/peers/<name> on first use. The tokenizer, unless given, is an 8,192-word BPE
 trained on the Python documentation that ships with every interpreter (pydoc_data).

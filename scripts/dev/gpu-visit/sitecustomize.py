@@ -1,8 +1,8 @@
 """Loaded by every Python process of an engine that gpu-visit.sh measures (PYTHONPATH). Never part of a deployment.
 
-vLLM: prints what its memory profile found, piece by piece, in the engine's log ("visit-memory {...}").
-SGLang: its dummy weights in fp8 all round to zero, and a GPU multiplies zeros faster than numbers; they are filled with
-values that fp8 can show.
+vLLM: prints what its memory profile found, piece by piece, into the engine's log ("visit-memory {...}").
+SGLang: its dummy weights all round to zero in fp8, and a GPU multiplies zeros faster than numbers. Fills them with values that fp8 can
+show.
 """
 
 from __future__ import annotations
