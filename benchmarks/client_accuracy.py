@@ -13,11 +13,11 @@ the largest sum over all its processes. "In flight" is the mean number of reques
 means that the tool could not keep up. The ITL error is left out where the server itself, busy with large bodies, did not keep its gap.
 Run it on two cores at least, with nothing else on them: the load average stands below the table.
 
-``--install`` makes an environment for each peer in ~/.cache/longhaul-test/peers (about 3.5 GB in all) from PyPI. They need torch or only its metadata:
-where pip would fetch the CUDA build, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu and PIP_CONSTRAINT to a file with
-``torch==2.13.0+cpu`` first. inference-perf needs Python 3.12 (``--python312 PATH``). ``vllm bench serve`` runs from the engine
-environment that scripts/test makes
-(~/.cache/longhaul-test/engines), with pandas put beside it. The table names a peer that is not installed.
+``--install`` makes an environment for each peer in ~/.cache/longhaul-test/peers (about 3.5 GB in all) from PyPI. They need torch or only
+its metadata: where pip would fetch the CUDA build, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu and PIP_CONSTRAINT to a
+file with ``torch==2.13.0+cpu`` first. inference-perf needs Python 3.12 (``--python312 PATH``). ``vllm bench serve`` runs from the engine
+environment that scripts/test makes (~/.cache/longhaul-test/engines), with pandas put beside it. The table names a peer that is not
+installed.
 """
 
 from __future__ import annotations
@@ -393,7 +393,7 @@ def main() -> int:
     parser.add_argument("--scenarios", default="1,50,200,half", help="of " + ", ".join(SCENARIOS))
     parser.add_argument("--clients", default=",".join(CLIENTS), help="of " + ", ".join(CLIENTS))
     parser.add_argument("--peers", default="", help="of " + ", ".join(PEERS))
-    parser.add_argument("--install", action="store_true", help="install the peers named first, into .cache/peers")
+    parser.add_argument("--install", action="store_true", help="install the peers named first, into ~/.cache/longhaul-test/peers")
     parser.add_argument("--python312", default=shutil.which("python3.12"), help="for peers that need Python 3.12 or later")
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds for one run of a peer")
     parser.add_argument("--out", type=Path, default=CACHE / "bench" / "client_accuracy.json")
