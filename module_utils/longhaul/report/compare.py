@@ -44,10 +44,10 @@ from .figures import (
     state,
     with_unit,
 )
-from .html import overlay
 from .markdown import escape
 from .markdown import table as markdown_table
 from .page import Cell, Column, chip, number, page, table, words
+from .plots import overlay
 from .svg import esc
 from .tables import align, fit
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .figures import DASH
-from .svg import esc
+from .svg import Series, esc, legend_mark
 
 CSS = """
 :root{color-scheme:light dark;--page:#f5f6f8;--card:#fff;--ink:#18202c;--muted:#5a6677;--rule:#e2e6ec;--grid:#e9ecf1;
@@ -306,3 +306,22 @@ def page(title: str, body: str) -> str:
         f"<body>\n{patterns}\n<main>\n{body}\n</main>\n"
         f"<script>{JS}</script>\n</body>\n</html>\n"
     )
+
+
+def figure(title: str, note: str, drawing: str, series: Sequence[Series] = (), *, wide: bool = False, legend: str = "") -> str:
+    """A drawing with its title, a sentence on how to read it, and the legend of its series; nothing where there is no drawing."""
+    if not drawing:
+        return ""
+    keys = legend
+    kinds = {m.kind for s in series if not s.computed for m in s.marks}
+    for one in series:
+        if one.marks and (len([s for s in series if s.marks]) > 1):
+            keys += f"<span>{legend_mark('pass', one.index, one.computed)}{esc(one.name)}</span>"
+    names = {"fail": "FAIL", "unsure": "INCONCLUSIVE: not proven", "void": "INVALID: no result"}
+    for kind, name in names.items():
+        if kind in kinds:
+            keys += f"<span>{legend_mark(kind, 0)}{esc(name)}</span>"
+    keys = f'<div class="legend">{keys}</div>' if keys else ""
+    kind = "card wide" if wide else "card"
+    caption = f'<figcaption><h3>{esc(title)}</h3><p class="sub">{esc(note)}</p></figcaption>'
+    return f'<figure class="{kind}">{caption}{keys}{drawing}</figure>'
