@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from testbed import play
 from testbed.bed import Bed, Host, command
 
 pytestmark = pytest.mark.testbed
+OF_A_BED = re.compile(r"(lhbed|longhaul-bed|longhaul-testbed-)\d+|^veth")
 
 
 @pytest.fixture(scope="module")
@@ -98,26 +102,27 @@ def test_a_killed_controller_takes_its_workers_with_it(bed: Bed, host: Host, tmp
     assert host.run("test -e /root/begun", check=False).returncode == 0
 
 
-def test_nothing_of_a_bed_is_left_behind(bed: Bed) -> None:
+def test_the_machine_is_left_as_it_was_found(bed: Bed) -> None:
     """And two beds live side by side: other ports, another bridge."""
+    before = machine()
     with Bed() as other:
         assert other.registry != bed.registry
-        run_dir, bridge = other.key.parent.parent, other._bridge
-        other.hosts(1, ports=(), docker=False)
-        assert Path(f"/sys/class/net/{bridge}").exists()
-    deadline = time.monotonic() + 5
-    while Path(f"/sys/class/net/{bridge}").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not Path(f"/sys/class/net/{bridge}").exists()
-    assert not run_dir.exists()
-    rules = subprocess.run(["iptables-save"], capture_output=True, text=True, check=False).stdout
-    assert f"longhaul-testbed-{bridge.removeprefix('lhbed')}" not in rules
-    living = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(run_dir).encode() in _read(path)]
-    assert living == []
+        slot = Slot.of(other)
+        (host,) = other.hosts(1)
+        assert slot.traces()
+        assert Path(f"/sys/class/net/{slot.bridge}").exists()
+        # Besides what systemd makes there.
+        host.run("for tree in /sys/fs/cgroup /sys/fs/cgroup/*/; do mkdir -p $tree/left/behind 2>/dev/null; done")
+        assert machine() == before, "while it lives, all of it stays in its own tree"
+        assert_writable()
+    slot.wait_until_gone()
+    assert machine() == before
+    assert_writable()
 
 
 def test_a_killed_owner_leaves_nothing_either(bed: Bed) -> None:
     """SIGKILL to whoever holds a bed, as when a CI job is cut off: daemons, hosts, bridge and mounts go all the same."""
+    before = machine()
     owner = subprocess.Popen(command("up", "1"), cwd=play.REPO / "tests", stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout is not None
@@ -128,21 +133,79 @@ def test_a_killed_owner_leaves_nothing_either(bed: Bed) -> None:
         owner.wait()
         owner.stdout.close()
     run_dir = next(word for word in said.split() if word.endswith("/keys/client")).removesuffix("/keys/client")
-    deadline = time.monotonic() + 30
-    while (left := _left(run_dir)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not left
+    slot = Slot(int(Path(run_dir).name.removeprefix("lhbed").partition("-")[0]), run_dir)
+    slot.wait_until_gone()
+    assert machine() == before
+    assert_writable()
 
 
-def _left(run_dir: str) -> list[str]:
-    """Processes, mounts, and the folder itself."""
-    living = [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if f"{run_dir}/".encode() in _read(path)]
-    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if run_dir in line]
-    return living + mounts + [run_dir] * Path(run_dir).exists()
+@dataclass(frozen=True)
+class Slot:
+    """What a bed that has ended must not have left."""
+
+    number: int
+    run_dir: str
+
+    @staticmethod
+    def of(bed: Bed) -> Slot:
+        return Slot(bed._slot, str(bed.key.parent.parent))
+
+    @property
+    def bridge(self) -> str:
+        return f"lhbed{self.number}"
+
+    @property
+    def cgroup(self) -> str:
+        return f"longhaul-bed{self.number}"
+
+    def traces(self) -> list[str]:
+        """Its processes, mounts and folders, bridge, rules and cgroups that are there now."""
+        found = [
+            f"process {path.name}: {_read(path / 'cmdline')}"
+            for path in Path("/proc").glob("[0-9]*")
+            if f"{self.run_dir}/" in _read(path / "cmdline") or f"/{self.cgroup}/" in _read(path / "cgroup")
+        ]
+        places = (self.run_dir, f"/testbed/slot-{self.number}/")
+        found += [line for line in Path("/proc/mounts").read_text().splitlines() if any(place in line for place in places)]
+        found += [self.run_dir] * Path(self.run_dir).exists()
+        found += [self.bridge] * Path(f"/sys/class/net/{self.bridge}").exists()
+        rules = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout.splitlines()
+        found += [rule for rule in rules if f"longhaul-testbed-{self.number} " in rule.replace('"', " ")]
+        found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{self.cgroup}")]
+        return found
+
+    def wait_until_gone(self, timeout_s: float = 30) -> None:
+        """The owner's guard takes a moment."""
+        deadline = time.monotonic() + timeout_s
+        while (left := self.traces()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not left
 
 
-def _read(path: Path) -> bytes:
+def machine() -> dict[str, set[str]]:
+    """This machine's cgroups, their mounts, its network devices and rules, without those of any bed: others come and go beside us."""
+    tree = Path("/sys/fs/cgroup")
+    # One tree, or one for each controller.
+    patterns = ("*",) if (tree / "cgroup.controllers").exists() else ("*", "*/*")
+    rules = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout.splitlines()
+    found = {
+        "cgroups": {str(path) for pattern in patterns for path in tree.glob(pattern)},
+        "cgroup mounts": {line for line in Path("/proc/mounts").read_text().splitlines() if f" {tree}" in line},
+        "network": {path.name for path in Path("/sys/class/net").iterdir()},
+        "rules": {line for line in rules if line.startswith("-A")},
+    }
+    return {name: {line for line in lines if not OF_A_BED.search(line)} for name, lines in found.items()}
+
+
+def assert_writable() -> None:
+    """The folder of all cgroups, as before the first bed."""
+    folder = Path("/sys/fs/cgroup") / f"longhaul-test-{os.getpid()}"
+    folder.mkdir()
+    folder.rmdir()
+
+
+def _read(path: Path) -> str:
     try:
-        return path.read_bytes()
+        return path.read_bytes().decode(errors="replace").replace("\0", " ")
     except OSError:
-        return b""
+        return ""
