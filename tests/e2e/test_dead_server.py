@@ -87,9 +87,9 @@ def test_the_failure_line_names_the_cause_from_the_engines_log(home: Path, tmp_p
         "report_results_dir": str(tmp_path / "results"),
     }
     made = inventory(tmp_path / "hosts.yml", {"gpu": variables}, tmp_path)
-    for _ in range(100):
-        if http_status(f"http://127.0.0.1:{port}/health") == 200:
-            break
+    deadline = time.monotonic() + 60
+    while http_status(f"http://127.0.0.1:{port}/health") != 200:
+        assert time.monotonic() < deadline, where.log.read_text(encoding="utf-8")
         time.sleep(0.1)
     done = run_playbook("playbooks/validate.yml", {}, inventory=made)
     assert done.rc != 0

@@ -78,7 +78,8 @@ class Fleet:
             "engine_enforce_eager": True,
             # The hosts here may not raise limits; see docs on the testbed.
             "engine_container_ulimits": {},
-            "engine_start_timeout_s": 45,
+            # Only a start that hangs waits for it.
+            "engine_start_timeout_s": 120,
             "engine_stop_timeout_s": 10,
             # The stand-in claims a pool of its own.
             "engine_capacity_drift": "off",

