@@ -54,7 +54,9 @@ def write(module, path, text, validate=None, mode=0o644):
         if code:
             said = (err or out).strip().splitlines()[-1:] or ["nothing"]
             raise UserError(
-                f"'{validate.split()[0]}' refused the new {path.name}: {said[0]}", "settings that it takes", "mend the settings"
+                f"'{validate.split()[0]}' refused the new {path.name}: {said[0]}",
+                "settings that it takes",
+                "correct the settings",
             )
     fresh = not path.exists()
     module.atomic_move(name, str(path))

@@ -22,8 +22,8 @@ def compare_with_engine(plan: Plan, engine: EngineCapacity, tolerance: float = D
     possible: a drift above ``tolerance`` then means that the plan and the engine disagree on the model or the rules, and
     ``predicted["agrees"]`` is False. ``predicted["sum"]`` and ``engine["sum"]`` state both sums in words.
     ``predicted["to_the_digit"]``: the printed token figure follows from a block count within the printed GiB's rounding.
-    vLLM prints the memory of a pipeline's first stage only, and its last stage has less: the sum takes the difference off that two
-    starts showed, and drift may be larger by as much again.
+    vLLM prints the memory of a pipeline's first stage only; the last stage has less. The sum therefore subtracts the difference
+    measured in two starts, and the tolerance grows by the same amount.
     """
     settings = plan.settings
     if engine.context_tokens:

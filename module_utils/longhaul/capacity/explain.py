@@ -1,4 +1,4 @@
-"""A plan's sum, line by line, for people."""
+"""The plan's arithmetic, line by line, for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..physics.hardware import GIB
 
 @dataclass(frozen=True)
 class Step:
-    """One line of the sum for ``--explain``: ``exact`` False marks an estimate."""
+    """One line of the arithmetic that ``--explain`` shows. ``exact`` is False for an estimate."""
 
     label: str
     value: str

@@ -1,4 +1,4 @@
-"""What a plan must not (refuse) or should not (warn) go ahead with, and why."""
+"""Reasons to refuse a plan or to warn of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNPLANNABLE = frozenset({"tp_heads", "tp_kv_heads", "pp_layers"})
 
 
 def structural_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, host_gpus: int | None) -> list[Finding]:
-    """What is wrong before any memory is counted."""
+    """Everything that is wrong before any memory is counted: parallel sizes, positions, dtypes, block sizes."""
     found: list[Finding] = []
     tp = s.tensor_parallel
     if model.heads % tp:
@@ -117,7 +117,7 @@ def _sglang_fa3(gpu: Gpu, s: PlanSettings) -> bool:
 
 
 def _short_sum_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Finding]:
-    """fp8 attention that sums in the tensor cores' own accumulator, which keeps too few bits for a long context.
+    """Warn of fp8 attention whose sums run in the tensor cores' own accumulator: it keeps too few bits for a long context.
 
     Measured on an H200 (docs/results/2026-11-25-2x-h200-tuned, attention): SGLang 0.5.12.post1's FlashAttention 3 is off by 0.57 of
     the output at 131,072 tokens and 0.85 at 1,048,576 where the values share a sign; vLLM 0.25.1's, which moves its sums to real
@@ -138,16 +138,17 @@ def _short_sum_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> 
     ]
 
 
-# Before vLLM looks at the free memory, the driver's CUDA context has taken this (H100 and H200, driver 580).
+# What the CUDA context takes before vLLM looks at the free memory (H100 and H200, driver 580).
 _CONTEXT_GIB = 1.43
 
 
-# Left beside share and context, 1.74 GiB was too little on two H100, 9.7 GiB enough on two H200; nothing between was tried.
+# Memory left beside the share and the CUDA context: 1.74 GiB was too little on two H100, 9.7 GiB enough on two H200.
+# Nothing between was tried.
 _PIPELINE_ROOM_GIB = 2.0
 
 
 def _pipeline_room_findings(gpu: Gpu, s: PlanSettings) -> list[Finding]:
-    """vLLM's share of the memory, where a pipeline needs some beside it.
+    """Warn of a memory share that leaves a vLLM pipeline too little for NCCL.
 
     NCCL makes the communicators between two stages at the first request, after the profile that sizes the KV cache: vLLM 0.25.1 in
     two stages at share 0.96 of two H100 became healthy and died of its first request (docs/results/2026-11-25-2x-h100, vllm-pp2).
@@ -174,7 +175,7 @@ def capacity_findings(sizing: Sizing, pool: Pool, starts: bool) -> list[Finding]
     s, model = sizing.settings, sizing.model
     found = []
     if pool.available_bytes <= 0:
-        short = f"{-pool.available_bytes / GIB:.1f} GiB a GPU are missing"
+        short = f"{-pool.available_bytes / GIB:.1f} GiB per GPU missing"
         fix = "use more GPUs, fp8 weights or a larger share of the memory"
         found.append(Finding(f"no memory left for KV: {short}", "weights that leave room", fix, "refuse", "no_kv_memory"))
     elif pool.concurrency < 1.0:
@@ -231,7 +232,7 @@ def capacity_findings(sizing: Sizing, pool: Pool, starts: bool) -> list[Finding]
 
 
 def _hybrid_gain(sizing: Sizing, pool: Pool) -> float | None:
-    """How much more concurrency hybrid KV would give, where it is off only because nobody asked; else ``None``."""
+    """Concurrency with hybrid KV over concurrency without, where it is off only by default; else ``None``."""
     s = sizing.settings
     if sizing.hybrid != "off" or s.hybrid_kv != "default" or not pool.concurrency:
         return None

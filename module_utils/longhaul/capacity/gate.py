@@ -37,7 +37,7 @@ class GateResult:
 
 
 def choose_gpu(device: str, wanted: str, detected: Sequence[DetectedGpu]) -> tuple[Gpu | None, int | None]:
-    """(GPU, how many the host has). ``wanted`` names one where nvidia-smi cannot; a detected one has its own memory figures."""
+    """(GPU, how many the host has). ``wanted`` names a GPU that nvidia-smi does not; a detected GPU keeps its real memory."""
     if device == "cpu":
         return get_gpu("cpu"), None
     count = len(detected) or None
@@ -56,7 +56,7 @@ def gate(
     host_gpus: int | None,
     ladder: Sequence[tuple[int, int]] = (),
 ) -> GateResult:
-    """Plan the deployment. ``config``: the model's config.json. ``ladder``: (tokens a request, requests at once)."""
+    """Plan the deployment. ``config``: the model's config.json. ``ladder``: (tokens per request, requests at once)."""
     if config is None:
         return GateResult(skipped="the model is not on the host yet; checked again before the launch")
     if gpu is None:

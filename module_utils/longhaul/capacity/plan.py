@@ -89,7 +89,7 @@ def check_plan(
 ) -> tuple[Finding, ...]:
     """Every reason to refuse or to warn, before anything is changed.
 
-    ``ladder``: the points that validation will ask for, as (tokens a request, requests at once). Refuses: concurrency
+    ``ladder``: the points that validation will ask for, as (tokens per request, requests at once). Refuses: concurrency
     below 1.0 at the context, TP that does not divide the heads, more GPUs than ``host_gpus``, SGLang's request table over
     memory, a KV dtype that the GPU lacks, a context above the model's positions. Warns: fewer requests at once than the
     ladder or ``settings.concurrency`` asks, and hybrid KV off by default where it would gain at least 1.5 times.
@@ -113,7 +113,7 @@ def check_plan(
 
 
 def needed_kv_bytes(plan: Plan, tokens: int, concurrency: int = 1) -> int:
-    """KV bytes a GPU that ``concurrency`` requests of ``tokens`` take at once under this plan."""
+    """KV bytes per GPU that ``concurrency`` requests of ``tokens`` take at once under this plan."""
     return sizing_of(plan.model, plan.gpu, plan.settings).request_bytes(tokens) * concurrency
 
 

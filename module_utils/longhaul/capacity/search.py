@@ -114,7 +114,7 @@ def _possible_changes(
 
 
 def _moved(model: ModelArchitecture, old: PlanSettings, new: PlanSettings) -> PlanSettings:
-    """Carry a given KV memory over to another split or dtype: what the weights no longer take is KV's."""
+    """Carry a given KV memory over to another split or dtype: memory that the weights free goes to KV."""
     if old.available_kv_gib is None:
         return new
     if model.heads % old.tensor_parallel or old.pipeline_parallel > len(model.layers):

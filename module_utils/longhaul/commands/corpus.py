@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0; 2 for anything the operator must mend."""
+    """Exit code 0; 2 for wrong input."""
     return _build(args) if args.action == "build" else _info(args)
 
 

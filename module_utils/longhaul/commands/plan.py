@@ -1,4 +1,4 @@
-"""``longhaul plan``: what an engine will hold on given GPUs, before it starts. Exit 0 it fits, 1 it does not, 2 nonsense."""
+"""``longhaul plan``: what an engine will hold on given GPUs, before it starts. Exit code 0: it fits; 1: it does not; 2: wrong input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SWEEP_CONTEXTS = (131_072, 1_048_576, 2_097_152, 5_242_880, 8_388_608, 10_485_76
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The contract's flags, and those that settle what a release would otherwise decide by itself."""
+    """The options of the plan, and those that settle what a release would otherwise decide by itself."""
     # argparse's own complaints take the same one-line form as every other mistake, without the usage block.
     parser.error = functools.partial(_one_line, parser)  # type: ignore[method-assign]
     parser.add_argument("--model", required=True, metavar="CONFIG_OR_DIR", help="config.json, or the folder that holds it")
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def plan_to_json(plan: Plan, nearest: Iterable[tuple[str, Plan]] = ()) -> dict[str, Any]:
-    """The contract's keys and more. GiB and tokens are per GPU where the name says so; ``warnings`` are one-line texts."""
+    """The plan as JSON. GiB and tokens are per GPU where the name says so; ``warnings`` are one-line texts."""
     s = plan.settings
     return {
         "fits": plan.fits,
@@ -225,7 +225,7 @@ def _pool(plan: Plan) -> str:
     local = "" if plan.local_kv_tokens is None else f", {plan.local_kv_tokens:,} local"
     span = ""
     if plan.kv_cache_tokens_low != plan.kv_cache_tokens_high:
-        # A GiB figure off a log has two decimals, an estimate its margin: either way the tokens are a span.
+        # A GiB figure from a log is rounded, an estimate has a margin: the tokens are a range in both cases.
         why = ": the GiB figure is rounded" if plan.exact else ""
         span = f" ({plan.kv_cache_tokens_low:,} to {plan.kv_cache_tokens_high:,}{why})"
     return f"{plan.kv_cache_tokens:,} tokens{local}{span}"
@@ -272,7 +272,7 @@ def _longest(model: ModelArchitecture, gpu: Gpu, settings: PlanSettings, args: a
 
 
 def _sweep(model: ModelArchitecture, settings: PlanSettings, args: argparse.Namespace, gpus: int) -> int:
-    """One row a GPU and KV dtype: KV memory, the largest context, and the concurrency at each context."""
+    """One row per GPU and KV dtype: KV memory, the largest context, and the concurrency at each context."""
     names = [args.gpu] if args.gpu else [name for name, gpu in GPUS.items() if gpu.vendor != "cpu"]
     # A model below the shortest context of the table is shown at all of its positions.
     contexts = [c for c in SWEEP_CONTEXTS if model.max_positions is None or c <= model.max_positions] or [

@@ -10,7 +10,7 @@ from ..report.tables import summary_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The run directory, and whether to be quiet about it."""
+    """The run directory, and whether to print the table."""
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="a folder with <host>.json files, such as results/latest")
     parser.add_argument("--quiet", action="store_true", help="print only the paths written")
 

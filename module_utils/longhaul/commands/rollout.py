@@ -48,7 +48,7 @@ class Board:
     hosts: dict[str, HostRow] = field(default_factory=dict)
 
     def take(self, event: Mapping[str, Any]) -> str | None:
-        """One event."""
+        """Take one event; return a plain line where it is worth one."""
         kind, data = str(event.get("event", "")), event.get("event_data") or {}
         stage, host, task = str(data.get("play", "")), str(data.get("host", "")), str(data.get("task", ""))
         if kind == "playbook_on_play_start":
@@ -81,7 +81,7 @@ class Board:
         return None
 
     def stopping_verdicts(self) -> list[str]:
-        """What the hosts were judged that did not make it."""
+        """Verdicts of the hosts that failed."""
         lost = [row for row in self.hosts.values() if {"FAILED", "LOST"} & set(row.stages.values())]
         return [verdict for row in lost for verdict in row.verdicts]
 
@@ -96,7 +96,7 @@ class Board:
 
 
 def reason(result: Mapping[str, Any]) -> str:
-    """Why a task failed, in one line. A loop's own message only says that an item did; the items know why."""
+    """Why a task failed, in one line. A loop's own message says only that an item failed; the reason stands in the item."""
     items = [item for item in result.get("results") or [] if isinstance(item, Mapping) and item.get("failed")]
     said = dict.fromkeys(str(item.get("msg", "no message")) for item in items) or [str(result.get("msg", "no message"))]
     return " ".join("; ".join(said).split())
@@ -133,7 +133,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """What ansible-runner must not decide by itself: configuration, host keys, fact cache, callbacks."""
+    """Environment that keeps our configuration, host keys, fact cache and callbacks: ansible-runner would override them."""
     return {
         "ANSIBLE_CONFIG": str(root / "ansible.cfg"),
         "ANSIBLE_NOCOLOR": "1",
@@ -166,7 +166,7 @@ class Screen:
 
 
 def keep(private: Path, target: Path, summary: Mapping[str, Any], *, events: bool = False) -> None:
-    """Keep what a person reads later: ansible's output and the summary. Job events hold every task's arguments: asked for only."""
+    """Keep what a person reads later: ansible's output and the summary. Job events hold every task's arguments, so they are kept only with ``--keep-events``."""
     target.mkdir(parents=True, exist_ok=True)
     for found in private.rglob("stdout"):
         shutil.copy(found, target / "ansible.log")
@@ -177,7 +177,7 @@ def keep(private: Path, target: Path, summary: Mapping[str, Any], *, events: boo
 
 
 def main(words: Sequence[str], root: Path) -> int:
-    """Run to the end. Ctrl-C asks ansible to stop and waits for it; a host in the middle is proven or brought back by the next run."""
+    """Run to the end. Ctrl-C asks Ansible to stop and waits for it. The next run proves or brings back a host that was in the middle."""
     import ansible_runner  # type: ignore[import-untyped, unused-ignore]
 
     options, rest = parse(words)

@@ -377,7 +377,11 @@ def _count(state: HostState, expected: Expected, found: int) -> Check:
     said = f"{found} GPUs" + (f" ({state.gpus_on_bus} on the PCI bus)" if found != state.gpus_on_bus else "")
     status = OK if found == required else FAIL
     return Check(
-        "gpu_count", status, said, f"{required} GPUs", "look for 'Xid' and 'fallen off the bus' in dmesg, or mend the inventory"
+        "gpu_count",
+        status,
+        said,
+        f"{required} GPUs",
+        "look for 'Xid' and 'fallen off the bus' in dmesg, or correct the inventory",
     )
 
 
@@ -401,7 +405,7 @@ def _model(gpus: Sequence[GpuState], expected: Expected) -> Check:
         return Check("gpu_model", WARN if mixed else OK, said, "GPUs of one model", "serve with GPUs of one model (engine_gpus)")
     wanted = find_gpu(expected.gpu)
     wrong = [name for name in names if (find_gpu(name) != wanted if wanted else expected.gpu.lower() not in name.lower())]
-    return Check("gpu_model", FAIL if wrong else OK, said, expected.gpu, "mend the inventory's GPU model, or swap the card")
+    return Check("gpu_model", FAIL if wrong else OK, said, expected.gpu, "correct the inventory's GPU model, or swap the card")
 
 
 def _memory(gpus: Sequence[GpuState], expected: Expected) -> Check:
@@ -414,7 +418,7 @@ def _memory(gpus: Sequence[GpuState], expected: Expected) -> Check:
     # The driver's reserve differs by version by a few hundred MiB.
     short = [size for size in sizes if size < wanted * 0.98]
     return Check(
-        "gpu_memory", FAIL if short else OK, said, f"{wanted:.1f} GiB per GPU", "mend the inventory, or look at MIG and ECC"
+        "gpu_memory", FAIL if short else OK, said, f"{wanted:.1f} GiB per GPU", "correct the inventory, or look at MIG and ECC"
     )
 
 

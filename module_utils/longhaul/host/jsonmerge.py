@@ -95,7 +95,7 @@ def _object(now: Any, was: Any, value: Any, default: Any, path: str, kept: list[
     for part in (now, value, default):
         if part is not _ABSENT and not isinstance(part, Mapping):
             raise UserError(
-                f"{path} is {json.dumps(part)} on one side and an object on the other", "an object on both", f"mend {path}"
+                f"{path} is {json.dumps(part)} on one side and an object on the other", "an object on both", f"correct {path}"
             )
     sides = [dict(part) if isinstance(part, Mapping) else {} for part in (now, value, default, was)]
     data, ours = _merge(sides[0], sides[1], sides[2], sides[3], path, kept)
@@ -107,7 +107,9 @@ def _object(now: Any, was: Any, value: Any, default: Any, path: str, kept: list[
 def _list(now: Any, was: Any, parts: Sequence[Any], path: str) -> tuple[Any, Any]:
     for part in (now, *parts):
         if part is not _ABSENT and not _is_list(part):
-            raise UserError(f"{path} is {json.dumps(part)} on one side and a list on the other", "a list on both", f"mend {path}")
+            raise UserError(
+                f"{path} is {json.dumps(part)} on one side and a list on the other", "a list on both", f"correct {path}"
+            )
     before = list(was) if _is_list(was) else []
     theirs = [item for item in (now if _is_list(now) else []) if item not in before]
     wanted: list[Any] = []
@@ -137,10 +139,10 @@ def read_object(path: Path) -> dict[str, Any]:
         data = json.loads(text)
     except ValueError as error:
         raise UserError(
-            f"{path} is not JSON: {error}", "a JSON object", f"mend {path} on the host; nothing was changed"
+            f"{path} is not JSON: {error}", "a JSON object", f"correct {path} on the host; nothing was changed"
         ) from error
     if not isinstance(data, dict):
-        raise UserError(f"{path} holds a JSON {type(data).__name__}", "a JSON object", f"mend {path} on the host")
+        raise UserError(f"{path} holds a JSON {type(data).__name__}", "a JSON object", f"correct {path} on the host")
     return data
 
 

@@ -170,7 +170,7 @@ def get_gpu(
 class DetectedGpu:
     """One line of ``nvidia-smi``: ``gpu`` is the table's row with the memory that this host really reports.
 
-    ``gpu`` is ``None`` for a model the table lacks. ``memory_used_bytes`` is what others hold right now.
+    ``gpu`` is ``None`` for a GPU that the table lacks. ``memory_used_bytes``: in use by other programs now.
     """
 
     index: int

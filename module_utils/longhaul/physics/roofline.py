@@ -1,13 +1,13 @@
 """The least time a prompt can cost: FLOP and bytes that no implementation can avoid, over the hardware's peaks.
 
 A measurement below the floor did not compute what it claims: part of the prompt came from a cache, or the clock is wrong.
-So every figure here is a lower bound. Counted: each matrix product once (2 FLOP a weight and token), the scores and the
+So every figure here is a lower bound. Counted: each matrix product once (2 FLOP per weight and token), the scores and the
 weighted values of causal attention exactly (a token attends to itself and what stands before it, inside its chunk or
 window), weights read once, KV written once. Not counted: softmax, norms, activations, communication, re-reading. Peaks are
 dense published ones of the fastest dtype that the deployment may use; work on all devices is taken to overlap perfectly.
 
 Scheme of the roofline model: Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009; FLOP of a transformer's forward
-pass as in Kaplan et al. 2020 (2 FLOP a parameter and token) with exact attention terms in place of their approximation.
+pass as in Kaplan et al. 2020 (2 FLOP per parameter and token) with exact attention terms in place of their approximation.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def decode_floor(
 
     Read once: the weights one token goes through (routed to the same experts, the cheapest case) and each sequence's KV.
     ``output_tokens``: how many steps the figure is compared over; a chunked layer whose chunk ends within them counts as
-    empty. Holds for one token a step: speculative decoding emits several and is bounded by floor / tokens a step.
+    empty. Holds for one token per step: speculative decoding emits several and is bounded by floor / tokens per step.
     """
     _sizes(gpu_count=gpu_count, context_tokens=context_tokens, batch=batch, output_tokens=output_tokens)
     weights = known_dtype(dtype) if dtype else weights_dtype(arch)
@@ -238,7 +238,7 @@ def _kv(kv_dtype: str, weights: str) -> str:
 
 
 def _weight_bytes(arch: ModelArchitecture, dtype: str, experts: int) -> float:
-    """Bytes of the layers' weights that ``experts`` distinct experts a layer make necessary to read."""
+    """Bytes of the layers' weights that ``experts`` distinct experts per layer must be read."""
     spared = 0.0
     if arch.experts:
         spared = arch.expert_parameters * (1.0 - min(experts, arch.experts) / arch.experts)
@@ -369,7 +369,7 @@ def ceiling_from_rates(rates: Mapping[str, float], cpuinfo: str) -> Gpu:
 def _isa_factor(cpuinfo: str) -> tuple[float, str]:
     """How much more FLOP/s 16-bit instructions can give than fp32 vectors, by instruction set.
 
-    AMX: 1,024 bf16 multiply-adds a cycle and core against 32 fp32 ones of AVX-512 (Intel optimisation manual, ch. 20): 32.
+    AMX: 1,024 bf16 multiply-adds per cycle and core against 32 fp32 ones of AVX-512 (Intel optimisation manual, ch. 20): 32.
     AVX512_BF16 (VDPBF16PS) and AVX_VNNI-class dot products: 2. Arm BFMMLA: 4.
     """
     flags = set(re.findall(r"[a-z0-9_]+", cpuinfo.lower()))
