@@ -166,7 +166,10 @@ class Screen:
 
 
 def keep(private: Path, target: Path, summary: Mapping[str, Any], *, events: bool = False) -> None:
-    """Keep what a person reads later: ansible's output and the summary. Job events hold every task's arguments, so they are kept only with ``--keep-events``."""
+    """Keep Ansible's output and the summary.
+
+    Job events hold every task's arguments, so they are kept only with ``--keep-events``.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for found in private.rglob("stdout"):
         shutil.copy(found, target / "ansible.log")
