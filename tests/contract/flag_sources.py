@@ -86,9 +86,10 @@ class Registry:
 
 def needles(engine: str) -> tuple[str, ...]:
     """Every text of the engine's own that the adapter relies on: phases, failures, metrics."""
-    module = importlib.import_module(f"longhaul.engines.{engine}.adapter")
-    marks = [m.needle for m in (*module.PHASES, *module.ENGINE_FAILURES)]
-    names = [n.removesuffix("_total") for n in vars(module.METRICS).values() if isinstance(n, str)]
+    log = importlib.import_module(f"longhaul.engines.{engine}.log")
+    metrics = importlib.import_module(f"longhaul.engines.{engine}.adapter").METRICS
+    marks = [m.needle for m in (*log.PHASES, *log.ENGINE_FAILURES)]
+    names = [n.removesuffix("_total") for n in vars(metrics).values() if isinstance(n, str)]
     return tuple(sorted({n.removeprefix("ValueError: ").removeprefix("RuntimeError: ") for n in (*marks, *names)}))
 
 

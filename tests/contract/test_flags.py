@@ -19,8 +19,8 @@ from longhaul.engines.diagnosis import Phase
 from longhaul.engines.registry import get_engine
 from longhaul.engines.settings import EngineSettings
 from longhaul.engines.sglang.adapter import API_KEY_ENV
-from longhaul.engines.sglang.adapter import ENGINE_FAILURES as SGLANG_FAILURES
-from longhaul.engines.vllm.adapter import ENGINE_FAILURES as VLLM_FAILURES
+from longhaul.engines.sglang.log import ENGINE_FAILURES as SGLANG_FAILURES
+from longhaul.engines.vllm.log import ENGINE_FAILURES as VLLM_FAILURES
 from longhaul.errors import UserError
 from longhaul.version import Version
 

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from ..engines.base import EngineCapacity
-from ..engines.sizing import VllmSizing, sizing_of
+from ..engines.registry import sizing_of
 from ..physics.hardware import GIB
 from ..results import CapacityFacts
 from .plan import Plan
@@ -22,8 +22,8 @@ def compare_with_engine(plan: Plan, engine: EngineCapacity, tolerance: float = D
     possible: a drift above ``tolerance`` then means that the plan and the engine disagree on the model or the rules, and
     ``predicted["agrees"]`` is False. ``predicted["sum"]`` and ``engine["sum"]`` state both sums in words.
     ``predicted["to_the_digit"]``: the printed token figure follows from a block count within the printed GiB's rounding.
-    vLLM prints the memory of a pipeline's first stage only; the last stage has less. The sum therefore subtracts the difference
-    measured in two starts, and the tolerance grows by the same amount.
+    An engine may print the memory of another pipeline stage than the one with the least. The sum then subtracts the measured
+    difference, and the tolerance grows by the same amount.
     """
     settings = plan.settings
     if engine.context_tokens:
@@ -32,7 +32,7 @@ def compare_with_engine(plan: Plan, engine: EngineCapacity, tolerance: float = D
     sizing = sizing_of(plan.model, plan.gpu, settings)
     printed_gib = engine.available_kv_gib
     if printed_gib is not None and plan.gpu.vendor != "cpu":
-        less_gib = sizing.last_stage_less_bytes / GIB if isinstance(sizing, VllmSizing) else 0.0
+        less_gib = sizing.last_stage_less_bytes / GIB
         settings, exact = replace(settings, available_kv_gib=max(printed_gib - less_gib, 0.0)), True
         tolerance += less_gib / printed_gib if less_gib and printed_gib else 0.0
         sizing = sizing_of(plan.model, plan.gpu, settings)
@@ -49,10 +49,7 @@ def compare_with_engine(plan: Plan, engine: EngineCapacity, tolerance: float = D
         "hybrid_kv": sizing.hybrid,
         "sum": sizing.pool_sum(pool),
     }
-    if pool.local_tokens is not None:
-        predicted["local_kv_tokens"] = pool.local_tokens
-    if settings.engine == "vllm":
-        predicted["kv_blocks"] = pool.units
+    predicted |= sizing.own_figures(pool)
     theirs = {f.name: value for f in fields(engine) if (value := getattr(engine, f.name)) is not None}
     drifts: dict[str, float] = {}
     for name in ("kv_cache_tokens", "max_concurrency", "local_kv_tokens", "kv_blocks"):

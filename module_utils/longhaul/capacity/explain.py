@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..engines.sizing import Pool, SglangSizing, Sizing, VllmSizing
+from ..engines.sizing import Pool, Sizing
 from ..physics.hardware import GIB
 
 
@@ -27,7 +27,7 @@ def explain_steps(sizing: Sizing, pool: Pool, margin: int, exact: bool) -> list[
         Step(
             "rotary table",
             f"{sizing.rope / GIB:.2f} GiB",
-            f"{model.rope_positions:,} positions x {model.rope_dim} x {4 if s.engine == 'sglang' else 2} B",
+            f"{model.rope_positions:,} positions x {model.rope_dim} x {sizing.rope_element_bytes} B",
         ),
     ]
     if sizing.load_slack_bytes:
@@ -51,16 +51,7 @@ def explain_steps(sizing: Sizing, pool: Pool, margin: int, exact: bool) -> list[
     for number, group in enumerate(sizing.groups, 1):
         width = "every token" if group.window_tokens is None else f"{group.window_tokens:,} tokens"
         steps.append(Step(f"group {number}", f"{len(group.layers)} layers", f"{group.kind.value}, keeps {width}"))
-    if isinstance(sizing, VllmSizing):
-        widest = sizing.block_bytes // (sizing.block * cell)
-        steps.append(Step("a block", f"{sizing.block_bytes:,} B", f"{sizing.block} tokens x {cell:,} B x {widest} layers"))
-        local = [g for g in sizing.groups if g.window_tokens is not None]
-        how = " + ".join(f"{sizing.group_blocks(g, s.context_tokens):,}" for g in sizing.groups)
-        if local:
-            how += f"; a local group holds its window and {sizing.in_flight:,} tokens in flight"
-        steps.append(Step("blocks a request", f"{sizing.request_blocks(s.context_tokens):,}", how))
-    elif isinstance(sizing, SglangSizing) and sizing.page > 1:
-        steps.append(Step("a page", f"{sizing.page} tokens", "pools and requests are whole pages"))
+    steps += [Step(*row) for row in sizing.own_steps()]
     steps.append(Step("pool", f"{pool.tokens:,} tokens", sizing.pool_sum(pool), exact=exact))
     steps += [
         Step(label, f"{b / GIB:.2f} GiB", "outside the pool, grows with the context") for label, b in sizing.fixed_costs(pool)

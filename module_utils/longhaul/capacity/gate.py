@@ -8,7 +8,6 @@ from typing import Any
 
 from ..engines.base import EngineCapacity
 from ..engines.settings import EngineSettings
-from ..engines.sglang.adapter import default_max_running_requests
 from ..engines.sizing import PlanSettings
 from ..errors import Finding, UserError
 from ..models.architecture import ModelArchitecture
@@ -121,7 +120,4 @@ def drift_facts(facts: CapacityFacts) -> dict[str, Any]:
 
 
 def _plan_settings(engine: str, version: str, settings: EngineSettings) -> PlanSettings:
-    running = None
-    if engine == "sglang":
-        running = settings.max_num_seqs or default_max_running_requests(settings.context_tokens)
-    return settings_from_engine(settings, engine, Version.parse(version), max_running_requests=running)
+    return settings_from_engine(settings, engine, Version.parse(version))

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..dtypes import normal_dtype
-from ..engines.sizing import LONGEST_TOKENS, KvGroup, PlanSettings, Sizing, VllmSizing, check_settings, sizing_of
+from ..engines.registry import sizing_of
+from ..engines.sizing import LONGEST_TOKENS, KvGroup, PlanSettings, Sizing, check_settings
 from ..errors import Finding
 from ..models.architecture import ModelArchitecture
 from ..physics.hardware import Gpu
@@ -128,7 +129,7 @@ def _plan_from(sizing: Sizing, structural: list[Finding]) -> Plan:
     low, available, high = sizing.available()
     pool, pool_low, pool_high = (sizing.pool(b) for b in (available, low, high))
     ceiling = _longest_request(sizing, available)
-    starts = isinstance(sizing, VllmSizing) and sizing.engine_starts(available)
+    starts = sizing.engine_starts(available)
     exact = s.available_kv_gib is not None
     findings = [*structural, *capacity_findings(sizing, pool, starts)]
     fixed = sum(b for _, b in sizing.fixed_costs(pool))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..dtypes import normal_dtype
-from ..engines.rules import SGLANG_SPLIT_ARCHITECTURES
-from ..engines.sizing import LONGEST_TOKENS, PlanSettings, check_settings, kv_splits, sizing_of, stages_of
+from ..engines.registry import get_engine, sizing_of
+from ..engines.sizing import LONGEST_TOKENS, PlanSettings, check_settings, kv_splits
 from ..models.architecture import ModelArchitecture
 from ..physics.hardware import GIB, Gpu
 from .findings import UNPLANNABLE, structural_findings
@@ -50,7 +50,7 @@ def nearest_plans(
 
 def _max_context(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, concurrency: float) -> int:
     top = model.max_positions or LONGEST_TOKENS
-    stages = stages_of(model, s)
+    stages = get_engine(s.engine).stages(model, s)
 
     def holds(tokens: int) -> bool:
         sizing = sizing_of(model, gpu, replace(s, context_tokens=tokens), stages)
@@ -79,21 +79,15 @@ def _possible_changes(
         changes.append(("the engine's own block size", replace(s, block_size=None)))
     if s.hybrid_kv != "on" and len({(x.kind, x.window_tokens) for x in model.layers}) > 1:
         changes.append(("hybrid KV on", replace(s, hybrid_kv="on")))
-    if s.engine == "sglang":
-        if s.max_num_seqs is None or s.max_num_seqs > 8:
-            changes.append(("max running requests 8", replace(s, max_num_seqs=8)))
-        if s.cuda_graph_max_batch is None and not s.enforce_eager:
-            changes.append(("CUDA graphs off", replace(s, cuda_graph_max_batch=0)))
-        if s.swa_full_tokens_ratio is None and model.architecture in SGLANG_SPLIT_ARCHITECTURES:
-            changes.append(("swa-full-tokens-ratio 0.02", replace(s, swa_full_tokens_ratio=0.02)))
+    own = get_engine(s.engine).changes(model, gpu, s)
+    changes += [(x.name, x.settings) for x in own if not x.dear]
     if model.max_positions is not None and s.context_tokens > model.max_positions:
         changes.append((f"context {model.max_positions:,}", replace(s, context_tokens=model.max_positions)))
     if normal_dtype(s.kv_dtype) != "fp8" and (gpu.has_fp8 or gpu.vendor == "cpu"):
         changes.append(("fp8 KV", replace(s, kv_dtype="fp8")))
     elif normal_dtype(s.kv_dtype) == "fp8" and not gpu.has_fp8 and gpu.vendor == "nvidia":
         changes.append(("bf16 KV", replace(s, kv_dtype="bf16")))
-    if s.engine == "vllm" and s.max_num_seqs is None and s.available_kv_gib is None and gpu.vendor != "cpu":
-        changes.append(("max_num_seqs 16", replace(s, max_num_seqs=16)))
+    changes += [(x.name, x.settings) for x in own if x.dear]
     if normal_dtype(s.weights_dtype) not in {"fp8"} and gpu.has_fp8 and model.quantization is None:
         changes.append(("fp8 weights", _moved(model, s, replace(s, weights_dtype="fp8"))))
     tp, pp = s.tensor_parallel, s.pipeline_parallel
@@ -119,6 +113,7 @@ def _moved(model: ModelArchitecture, old: PlanSettings, new: PlanSettings) -> Pl
         return new
     if model.heads % old.tensor_parallel or old.pipeline_parallel > len(model.layers):
         return replace(new, available_kv_gib=None)
-    freed = max(x.weights_bytes for x in stages_of(model, old)) - max(x.weights_bytes for x in stages_of(model, new))
+    stages = get_engine(old.engine).stages
+    freed = max(x.weights_bytes for x in stages(model, old)) - max(x.weights_bytes for x in stages(model, new))
     gib = old.available_kv_gib + freed / GIB
     return replace(new, available_kv_gib=gib) if gib > 0 else replace(new, available_kv_gib=None)

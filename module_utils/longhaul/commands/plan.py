@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from ..capacity.plan import Plan, check_plan, needed_kv_bytes, plan_capacity, requests_that_fit
 from ..capacity.search import max_context, nearest_plans
+from ..engines.registry import ENGINES
 from ..engines.sizing import PlanSettings
 from ..errors import UserError
 from ..models.architecture import ModelArchitecture
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs in the host (default: TP x PP)")
     parser.add_argument("--tp", type=int, metavar="N", help="tensor parallel size (default: GPUs / PP)")
     parser.add_argument("--pp", type=int, default=1, metavar="N", help="pipeline parallel size (default: 1)")
-    parser.add_argument("--engine", required=True, metavar="NAME==VERSION", help="vllm==0.12.0, sglang==0.5.6.post2 ...")
+    parser.add_argument("--engine", required=True, metavar="NAME==VERSION", help=", ".join(_oldest().values()) + " ...")
     parser.add_argument("--context", type=int, metavar="TOKENS", help="context to serve (default: all of the model's positions)")
     memory = parser.add_mutually_exclusive_group()
     memory.add_argument("--gpu-memory-utilization", type=float, metavar="F", help="share for the engine (SGLang: static share)")
@@ -166,9 +167,15 @@ def _one_line(parser: argparse.ArgumentParser, message: str) -> NoReturn:
 
 def _engine(text: str) -> tuple[str, Version]:
     name, _, version = text.partition("==")
-    if name not in {"vllm", "sglang"} or not version:
-        raise UserError(f"engine {text!r}", "vllm==VERSION or sglang==VERSION", "give, for instance, vllm==0.12.0")
+    if name not in ENGINES or not version:
+        required, example = " or ".join(f"{known}==VERSION" for known in ENGINES), next(iter(_oldest().values()))
+        raise UserError(f"engine {text!r}", required, f"give, for instance, {example}")
     return name, Version.parse(version)
+
+
+def _oldest() -> dict[str, str]:
+    """Each engine with the oldest release whose rules were read."""
+    return {name: f"{name}=={adapter.verified[0]}" for name, adapter in ENGINES.items()}
 
 
 def _parallel(args: argparse.Namespace) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..engines.registry import ENGINES
+from ..engines.registry import ENGINES, get_engine
 from ..engines.settings import settings_from
 from ..errors import Finding, UserError
 from ..files import free_bytes
@@ -28,10 +28,6 @@ from .spec import load_spec
 
 RUNTIMES = ("process", "docker")
 LEAST_PYTHON = (3, 10)
-# vLLM's message queue between its processes: ten chunks of VLLM_MQ_MAX_CHUNK_BYTES_MB=16 and what describes them
-# (vllm/distributed/device_communicators/shm_broadcast.py). Since 0.27.0 it looks first, and dies where they do not fit; [run: 0.32.0].
-VLLM_RING_BYTES = 161 * 2**20
-VLLM_CHECKS_SHM = Version.parse("0.27.0")
 # Docker's own 64 MiB are known to be too little for NCCL between the GPUs of a host.
 NCCL_SHM_BYTES = 2**30
 
@@ -229,8 +225,10 @@ def check_shm(options: Mapping[str, Any], host_bytes: int | None) -> list[Findin
         ranks, version = int(options.get("ranks") or 1), Version.parse(str(options.get("version") or ""))
     except (UserError, ValueError):
         return []  # said by check_engine
-    vllm = options.get("engine") == "vllm" and (ranks > 1 or options.get("device") == "cpu")
-    needed = max(VLLM_RING_BYTES if vllm else 0, NCCL_SHM_BYTES if ranks > 1 else 0)
+    if options.get("engine") not in ENGINES:
+        return []  # said by check_engine
+    engine = get_engine(str(options["engine"])).shared_memory(version, ranks, str(options.get("device")))
+    needed = max(engine.needed_bytes, NCCL_SHM_BYTES if ranks > 1 else 0)
     own = options.get("runtime") == "docker" and options.get("ipc") != "host"
     if own:
         size = str(options.get("shm_size") or "") or "64m"
@@ -239,7 +237,7 @@ def check_shm(options: Mapping[str, Any], host_bytes: int | None) -> list[Findin
         have = host_bytes
     if have is None or have >= needed:
         return []
-    certain = vllm and have < VLLM_RING_BYTES and version >= VLLM_CHECKS_SHM
+    certain = engine.checked and have < engine.needed_bytes
     return [
         Finding(
             f"{have / 2**20:.0f} MiB of /dev/shm {'in the container' if own else 'on the host'}",

@@ -3,24 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from ..errors import UserError
-from ..version import Version
 from .settings import EngineSettings
-
-
-@dataclass(frozen=True)
-class Row:
-    """A behaviour that depends on the version: it holds from ``since`` (inclusive) to ``until`` (exclusive)."""
-
-    what: str
-    since: Version
-    until: Version | None = None
-
-    def holds(self, version: Version) -> bool:
-        """Whether the row applies to that version."""
-        return self.since <= version and (self.until is None or version < self.until)
 
 
 def check_extra_args(settings: EngineSettings) -> None:

@@ -1,19 +1,20 @@
-"""What an engine adapter must answer. Everything here is pure data and pure functions.
-
-An adapter knows one engine (vLLM, SGLang) over all supported versions: how settings become argv, which log lines mark
-the phases of a start, which lines name a failure, what its HTTP looks like and what its counters are called.
-"""
+"""What an engine adapter answers, and the data it answers with. An adapter knows one engine over all its supported releases."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from ..errors import Finding
+from ..models.architecture import ModelArchitecture
+from ..physics.hardware import Gpu
 from ..results import Counters
 from ..version import Version
 from .diagnosis import FailureMark, PhaseMark
+from .log import Note, Throughput
 from .settings import EngineSettings
+from .sizing import Change, PlanSettings, Sizing, Stage, cut_stages
 
 
 @dataclass(frozen=True)
@@ -133,29 +134,92 @@ class StreamEvent:
     error: str | None = None
 
 
-class EngineAdapter(Protocol):
-    """One engine. All methods are pure; ``version`` decides where behaviour changed.
+@dataclass(frozen=True)
+class SharedMemory:
+    """What an engine's processes need of /dev/shm. ``checked``: the engine looks at its start and dies where it is not there."""
 
-    ``info_paths``: where the server tells its version and settings, newest first. ``load_paths``: where it tells what runs now,
-    for an engine that has no counters unless asked or whose gauges lag; may be empty. ``takes_cache_salt``: a request's
-    ``cache_salt`` keeps its blocks apart in the prefix cache.
+    needed_bytes: int
+    checked: bool = False
+
+
+@runtime_checkable
+class EngineAdapter(Protocol):
+    """Everything that differs between engines. Methods are pure; ``version`` decides where behaviour changed.
+
+    An adapter inherits from this (or from ``openai.OpenAiEngine``); what has a body here is an answer for engines that have
+    nothing of the kind.
     """
 
     name: str
     default_port: int
-    health_path: str
-    models_path: str
-    metrics_path: str
-    phases: Sequence[PhaseMark]
-    failures: Sequence[FailureMark]
-    metrics: MetricNames
-    info_paths: Sequence[str]
-    load_paths: Sequence[str]
-    takes_cache_salt: bool
+    # The oldest and the newest release whose rules were read.
+    verified: tuple[str, str]
+    # The shipped configuration whose attention this engine runs as it does that of the real Llama-4-Scout.
+    scout_config: str = "llama-4-scout-text"
+
+    # -- deployment
 
     def launch(self, settings: EngineSettings, version: Version) -> Launch:
         """Settings -> argv and environment for that version. Raises UserError for a setting the version lacks."""
         ...
+
+    def image(self, version: str) -> str:
+        """The container image of that release, with its tag."""
+        ...
+
+    def shared_memory(self, version: Version, ranks: int, device: str) -> SharedMemory:
+        """What the engine's own processes need of /dev/shm; NCCL's share is not counted. ``ranks``: tensor x pipeline parallel."""
+        return SharedMemory(0)
+
+    # -- log
+
+    phases: Sequence[PhaseMark]
+    failures: Sequence[FailureMark]
+    # What stands in the line that opens a start, and what no other engine writes.
+    log_opening: str
+    log_signatures: Sequence[str]
+
+    def capacity_from_log(self, lines: Iterable[str]) -> EngineCapacity:
+        """Read the engine's own capacity figures from its start-up log."""
+        ...
+
+    def stamp_s(self, line: str) -> float | None:
+        """Seconds of a line's time stamp on an arbitrary scale, or ``None``."""
+        return None
+
+    def explain_log(self, lines: Sequence[str], capacity: EngineCapacity) -> tuple[Throughput | None, list[Note]]:
+        """What the statistics lines of one start say, and what they are not."""
+        return None, []
+
+    # -- HTTP: asking about the server
+
+    health_path: str
+    models_path: str
+    metrics_path: str
+    metrics: MetricNames
+    # Where the server tells its version and settings, newest first.
+    info_paths: Sequence[str]
+    # Where it tells what runs now, for an engine that counts nothing unless told to, or whose gauges lag.
+    load_paths: Sequence[str] = ()
+    # What makes a server show its counters, where it shows none by itself.
+    counters_advice: str = ""
+
+    def parse_info(self, answer: Any) -> ServerInfo:
+        """The JSON that the first of ``info_paths`` that the server has answers, of any shape."""
+        ...
+
+    def parse_load(self, answer: Any, pool_tokens: int | None = None) -> Counters | None:
+        """The JSON of one of ``load_paths``: what runs and waits now, without counters; ``None`` where it does not say.
+
+        ``pool_tokens``: the KV pool, for an answer that names only what is used of it.
+        """
+        return None
+
+    def capacity_from_metrics(self, text: str) -> EngineCapacity:
+        """The engine's own capacity figures from what /metrics answers, as far as that version tells."""
+        return EngineCapacity()
+
+    # -- HTTP: requests
 
     def generate_ids(
         self,
@@ -170,6 +234,10 @@ class EngineAdapter(Protocol):
         """A streamed request of exactly ``output_tokens`` greedy tokens whose prompt is a list of token ids."""
         ...
 
+    def chat(self, model: str, text: str, output_tokens: int, *, cache_salt: str | None = None) -> HttpRequest:
+        """A streamed request of exactly ``output_tokens`` greedy tokens whose prompt is one message of a person."""
+        ...
+
     def parse_event(self, event: Mapping[str, Any], text_so_far: str) -> StreamEvent:
         """One decoded SSE payload -> StreamEvent."""
         ...
@@ -180,23 +248,33 @@ class EngineAdapter(Protocol):
 
     def flush_cache(self, version: Version) -> HttpRequest | None:
         """The request that empties the prefix cache, or ``None`` where the server offers none."""
+        return None
+
+    # -- capacity
+
+    # How hybrid KV is turned on where this engine's default is off.
+    hybrid_advice: str = "switch hybrid KV on"
+
+    def planned(self, wanted: EngineSettings, settings: PlanSettings) -> PlanSettings:
+        """``settings`` as the launch of ``wanted`` makes them: defaults of ours, and what its environment decides."""
+        return settings
+
+    def stage_layers(self, layers: int, stages: int) -> list[int]:
+        """How many layers each pipeline stage has."""
         ...
 
-    def parse_info(self, answer: Any) -> ServerInfo:
-        """The JSON that the first of ``info_paths`` that the server has answers, of any shape."""
+    def stages(self, model: ModelArchitecture, s: PlanSettings) -> tuple[Stage, ...]:
+        """The pipeline stages with their weights per GPU."""
+        return cut_stages(model, s, self.stage_layers(len(model.layers), s.pipeline_parallel))
+
+    def sizing(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings, stages: tuple[Stage, ...] | None = None) -> Sizing:
+        """What the engine would do with its memory. ``stages``: weights counted before (they do not depend on the context)."""
         ...
 
-    def parse_load(self, answer: Any, pool_tokens: int | None = None) -> Counters | None:
-        """The JSON of one of ``load_paths``: what runs and waits now, without counters; ``None`` where it does not say.
+    def findings(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Finding]:
+        """What this engine refuses at its start, or does badly, whatever memory there is."""
+        return []
 
-        ``pool_tokens``: the KV pool, for an answer that names only what is used of it.
-        """
-        ...
-
-    def capacity_from_log(self, lines: Iterable[str]) -> EngineCapacity:
-        """Read the engine's own capacity figures from its start-up log."""
-        ...
-
-    def capacity_from_metrics(self, text: str) -> EngineCapacity:
-        """The same from what /metrics answers, as far as that version tells."""
-        ...
+    def changes(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Change]:
+        """Single changes of this engine's own settings that could make a plan fit, cheapest first."""
+        return []

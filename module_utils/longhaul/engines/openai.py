@@ -1,12 +1,14 @@
-"""OpenAI-shaped JSON, as every engine that we know answers it: usage, streamed events, errors."""
+"""OpenAI-shaped requests and answers, as every engine that we know takes and gives them: usage, streamed events, errors."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .base import StreamEvent, Usage
+from ..version import Version
+from .base import BodyTemplate, EngineAdapter, HttpRequest, ServerInfo, StreamEvent, Usage
+from .metrics import parse_version
 
 
 def openai_usage(usage: Mapping[str, Any]) -> Usage:
@@ -62,3 +64,64 @@ def error_message(status: int, body: bytes) -> str:
     except ValueError:
         data = None
     return message_of(data) or body[:400].decode("utf-8", "replace").strip() or f"HTTP {status} with an empty body"
+
+
+class OpenAiEngine(EngineAdapter):
+    """An engine with the OpenAI routes, ``/health``, ``/metrics`` and ``/version``; the rest is the adapter's own.
+
+    ``takes_cache_salt``: a request's ``cache_salt`` keeps its prompt's blocks apart from every other prompt's in the prefix cache.
+    """
+
+    health_path: str = "/health"
+    models_path: str = "/v1/models"
+    metrics_path: str = "/metrics"
+    info_paths: Sequence[str] = ("/version",)
+    takes_cache_salt: bool = False
+
+    def _greedy(self, model: str, output_tokens: int, cache_salt: str | None, *, ignore_eos: bool = True) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": model,
+            "max_tokens": output_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if ignore_eos:
+            body |= {"ignore_eos": True, "min_tokens": output_tokens}
+        if cache_salt and self.takes_cache_salt:
+            body["cache_salt"] = cache_salt
+        return body
+
+    def generate_ids(
+        self,
+        model: str,
+        output_tokens: int,
+        *,
+        seed: int | None = None,
+        cache_salt: str | None = None,
+        ignore_eos: bool = True,
+        version: Version | None = None,
+    ) -> BodyTemplate:
+        """A streamed ``/v1/completions`` request; the prompt's JSON array goes between ``head`` and ``tail``."""
+        body = self._greedy(model, output_tokens, cache_salt, ignore_eos=ignore_eos) | ({} if seed is None else {"seed": seed})
+        text = json.dumps(body, separators=(",", ":"))
+        return BodyTemplate("/v1/completions", b'{"prompt":', b"," + text[1:].encode())
+
+    def chat(self, model: str, text: str, output_tokens: int, *, cache_salt: str | None = None) -> HttpRequest:
+        """A streamed ``/v1/chat/completions`` request with one message of a person."""
+        body = self._greedy(model, output_tokens, cache_salt) | {"messages": [{"role": "user", "content": text}]}
+        return HttpRequest("POST", "/v1/chat/completions", body)
+
+    def parse_event(self, event: Mapping[str, Any], text_so_far: str) -> StreamEvent:
+        """One SSE payload of ``/v1/completions`` or ``/v1/chat/completions``; texts come as pieces."""
+        if event.get("error") is not None or event.get("object") == "error":
+            return StreamEvent(error=message_of(event) or json.dumps(event)[:400])
+        return openai_event(event)
+
+    def error_message(self, status: int, body: bytes) -> str:
+        """The server's own words in an HTTP error body; never empty."""
+        return error_message(status, body)
+
+    def parse_info(self, answer: Any) -> ServerInfo:
+        """``/version``."""
+        return parse_version(answer)

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..client.connection import Buffer
 from ..client.load import Job
@@ -87,23 +87,6 @@ def open_prompts(config: ValidateConfig, seed: int, reporter: Reporter) -> Promp
     return PromptSource(PromptFactory(corpus, seed, chat=chat), note)
 
 
-def chat_body(model: str, text: str, output_tokens: int, salt: str | None) -> bytes:
-    """A streamed chat request of exactly ``output_tokens`` greedy tokens."""
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [{"role": "user", "content": text}],
-        "max_tokens": output_tokens,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "ignore_eos": True,
-        "min_tokens": output_tokens,
-    }
-    if salt is not None:
-        body["cache_salt"] = salt
-    return json.dumps(body, separators=(",", ":")).encode()
-
-
 class RequestMaker:
     """Makes the requests of one run. Prompts follow from ``seed`` and the request's key; the cache salt is the run's own."""
 
@@ -144,8 +127,8 @@ class RequestMaker:
         model = self._server.facts.model
         if self._config.transport == "text":
             facts = text = await self._text_prompt(point.input_tokens, key, plan)
-            path = "/v1/chat/completions"
-            parts = (chat_body(model, text.text, point.output_tokens, salt if self._adapter.takes_cache_salt else None),)
+            chat = self._adapter.chat(model, text.text, point.output_tokens, cache_salt=salt)
+            path, parts = chat.path, (json.dumps(chat.body, separators=(",", ":")).encode(),)
         else:
             facts = prompt = self._factory.prompt(point.input_tokens, seed_key=key, needles=plan)
             version = self._server.facts.known_version

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..engines.registry import get_engine
 from ..errors import UserError
 from ..files import write_atomic
 from ..physics.hardware import Gpu
@@ -78,6 +79,7 @@ def judge_run(
             exact_ids=config.transport == "ids",
             foreign_running=foreign_running(point, run.before, run.series),
             watched=f"{server.load_path}, {1 + len(run.series)}x" if run.before is not None and server.load_path else None,
+            counters_advice=get_engine(config.engine).counters_advice,
             distinct_share=distinct_share,
             repetition_matters=_repetition_matters(config),
             lag_share=run.lag_share,

@@ -53,8 +53,9 @@ class Limits:
 class PointEvidence:
     """All that is known of a point when it is judged. ``records``: the timed requests only, no warm-up.
 
-    ``watched``: for a server without counters, where its gauges were read instead. ``distinct_share``: of the 16-token windows
-    of its first prompt, ``None`` where nothing repeats; ``repetition_matters``: for what, ``None`` for nothing measured here.
+    ``watched``: for a server without counters, where its gauges were read instead; ``counters_advice`` what makes it count.
+    ``distinct_share``: of the 16-token windows of its first prompt, ``None`` where nothing repeats; ``repetition_matters``: for
+    what, ``None`` for nothing measured here.
     """
 
     records: Sequence[RequestRecord]
@@ -71,6 +72,7 @@ class PointEvidence:
     input_limits: Mapping[str, float] = field(default_factory=dict)
     best_other_rate: float | None = None
     watched: str | None = None
+    counters_advice: str = ""
     distinct_share: float | None = None
     repetition_matters: str | None = None
 
@@ -208,7 +210,7 @@ def _company(evidence: PointEvidence) -> list[Reason]:
                 if not evidence.foreign_running
                 else f" (requests in flight read from {evidence.watched})"
             )
-            text += "; start SGLang with --enable-metrics"
+            text += f"; {evidence.counters_advice}" if evidence.counters_advice else ""
         reasons.append(_open("no_metrics", text))
     others = evidence.traffic
     if others is not None and others.foreign:

@@ -15,9 +15,11 @@ from longhaul.capacity.search import max_context, nearest_plans
 from longhaul.capacity.settings import settings_from_engine
 from longhaul.engines.base import EngineCapacity
 from longhaul.engines.registry import get_engine
-from longhaul.engines.rules import SGLANG_FLIPS, VLLM_FLIPS, vllm_rules
 from longhaul.engines.settings import EngineSettings
+from longhaul.engines.sglang.rules import FLIPS as SGLANG_FLIPS
 from longhaul.engines.sizing import PlanSettings
+from longhaul.engines.vllm.rules import FLIPS as VLLM_FLIPS
+from longhaul.engines.vllm.rules import vllm_rules
 from longhaul.errors import UserError
 from longhaul.models.architecture import ModelArchitecture
 from longhaul.models.reader import load_architecture

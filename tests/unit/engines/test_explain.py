@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from longhaul import cli
+from longhaul.engines.base import EngineAdapter
 from longhaul.engines.diagnosis import Phase
-from longhaul.engines.explain import adapter_for, detect_engine, explain, last_start, phase_spans, stamp_s, vllm_throughput
+from longhaul.engines.explain import adapter_for, detect_engine, explain, last_start, phase_spans
 from longhaul.engines.registry import get_engine
+from longhaul.engines.vllm.log import throughput
 from unit.engines.samples import SGLANG, VLLM_OLD, log
 
 VLLM, SGL = get_engine("vllm"), get_engine("sglang")
@@ -33,7 +35,7 @@ LONG_PREFILL = [stats(f"11:{s // 60:02d}:{s % 60:02d}", 0.0, 1) for s in range(0
 
 
 def test_the_booked_throughput_is_unmasked_with_the_logs_own_lines() -> None:
-    found = vllm_throughput(LONG_PREFILL)
+    found = throughput(LONG_PREFILL)
     assert found is not None
     assert found.booked_tokens == 2_096_900, "the prompt's length, not a speed"
     assert found.prefill_at_least_s == 510.0
@@ -45,7 +47,7 @@ def test_the_booked_throughput_is_unmasked_with_the_logs_own_lines() -> None:
 
 
 def test_a_prompt_shorter_than_the_interval_gets_no_invented_duration() -> None:
-    found = vllm_throughput([stats("11:00:00", 0.0, 0), stats("11:00:10", 900.0, 0)])
+    found = throughput([stats("11:00:00", 0.0, 0), stats("11:00:10", 900.0, 0)])
     assert found is not None
     assert found.prefill_at_least_s is None
     assert found.rate_at_most is None
@@ -96,15 +98,16 @@ def test_phases_of_a_real_cpu_start() -> None:
 
 
 @pytest.mark.parametrize(
-    ("earlier", "later", "apart_s"),
+    ("engine", "earlier", "later", "apart_s"),
     [
-        ("INFO 02-28 23:59:50 [a.py:1] x", "INFO 03-01 00:00:00 [a.py:1] x", 86_410.0),
-        ("[2026-06-01 10:00:00 TP0] x", "[2026-06-01 10:00:01.500] x", 1.5),
-        ("2026-06-01T10:00:00.123456789Z INFO 01-01 00:00:00 x", "2026-06-01T10:00:01.123456789Z y", 1.0),
+        (VLLM, "INFO 02-28 23:59:50 [a.py:1] x", "INFO 03-01 00:00:00 [a.py:1] x", 86_410.0),
+        (SGL, "[2026-06-01 10:00:00 TP0] x", "[2026-06-01 10:00:01.500] x", 1.5),
+        (VLLM, "2026-06-01T10:00:00.123456789Z INFO 01-01 00:00:00 x", "2026-06-01T10:00:01.123456789Z y", 1.0),
+        (SGL, "2026-06-01T10:00:00.123456789Z [2025-06-01 10:00:00] x", "2026-06-01T10:00:01.123456789Z y", 1.0),
     ],
 )
-def test_stamps_of_both_engines_and_of_docker(earlier: str, later: str, apart_s: float) -> None:
-    first, second = stamp_s(earlier), stamp_s(later)
+def test_stamps_of_both_engines_and_of_docker(engine: EngineAdapter, earlier: str, later: str, apart_s: float) -> None:
+    first, second = engine.stamp_s(earlier), engine.stamp_s(later)
     assert first is not None
     assert second is not None
     assert second - first == pytest.approx(apart_s)
@@ -118,7 +121,7 @@ def test_only_the_last_start_of_an_appended_log_is_explained() -> None:
     assert not report.ready
     assert report.failure is not None
     assert report.failure.cause == "the GPU ran out of memory"
-    assert last_start(["a", "b"], "vllm") == (["a", "b"], 0)
+    assert last_start(["a", "b"], VLLM.log_opening) == (["a", "b"], 0)
 
 
 def test_the_engine_is_told_by_its_lines() -> None:

@@ -1,4 +1,4 @@
-"""SGLang: settings -> argv by version, log lines, HTTP shapes and metric names. Supported: 0.5.6.post2 and newer.
+"""SGLang, 0.5.6.post2 and newer: settings -> argv by version, HTTP and metric names; log, load, sizing and advice are beside.
 
 Facts were read from the engine's own sources (the wheels of every release from 0.5.6.post2 to 0.5.23); where a
 behaviour changed, a row of a table below says since when. ``tests/contract`` checks every emitted flag and environment
@@ -10,27 +10,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ...errors import UserError
+from ...errors import Finding, UserError
+from ...models.architecture import ModelArchitecture
+from ...physics.hardware import Gpu
 from ...results import Counters
 from ...version import Version
-from ..argv import Row, api_key_path, check_extra_args, flag_values, refuse_first
-from ..base import (
-    BodyTemplate,
-    EngineCapacity,
-    HttpRequest,
-    Launch,
-    MetricNames,
-    ServerInfo,
-    StreamEvent,
-    Usage,
-)
-from ..block_size import block_faults
-from ..diagnosis import COMMON_FAILURES, FailureMark, Phase, PhaseMark
-from ..openai import error_message, message_of, openai_event
+from ..argv import api_key_path, check_extra_args, flag_values, refuse_first
+from ..base import BodyTemplate, EngineCapacity, HttpRequest, Launch, MetricNames, ServerInfo, StreamEvent, Usage
+from ..diagnosis import COMMON_FAILURES
+from ..log import Note, Throughput
+from ..openai import OpenAiEngine, message_of, openai_event
 from ..settings import EngineSettings
+from ..sizing import Change, PlanSettings, Sizing, Stage
+from ..versions import Row
+from . import advice, log
 from .load import INFO_PATHS, LOAD_PATHS, parse_info, parse_loads
+from .rules import VERIFIED, block_faults
+from .sizing import default_max_running_requests, sglang_sizing, stage_layers
 
 OLDEST = Version.parse("0.5.6.post2")
 
@@ -45,10 +44,6 @@ NO_GRAPHS: tuple[Row, ...] = (
 # sglang/srt/configs/model_config.py: until 0.5.7 Llama 4 got a split pool only through --hybrid-kvcache-ratio, which cut
 # the local pool to the chunk while a prompt still had to fit it; from 0.5.8 on (is_hybrid_swa_model) it is the default.
 SPLIT_POOL_FOR_CHUNKED = Row("split KV pool for chunked attention", Version.parse("0.5.8"))
-
-# The table of requests is max_running_requests x (context + 4) x 4 bytes on every GPU (ReqToTokenPool: int32).
-REQUEST_TABLE_BUDGET_BYTES = 512 * 1024**2
-REQUEST_TABLE_MOST = 256
 
 API_KEY_ENV = "LONGHAUL_SGLANG_API_KEY"
 
@@ -75,63 +70,6 @@ runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)
 # One line without '%' and ';', so that it survives any service file that argv is written to.
 KEY_LAUNCHER = f"exec({_KEY_PROGRAM!r})"
 
-PHASES: tuple[PhaseMark, ...] = (
-    PhaseMark("server_args=", Phase.STARTING),
-    PhaseMark("Load weight begin", Phase.LOADING),
-    PhaseMark("Load weight end", Phase.SIZING_KV),
-    PhaseMark("is allocated. ", Phase.SIZING_KV),  # "KV Cache is allocated. ", from 0.5.17 with the cache's name in front
-    PhaseMark("Memory pool end", Phase.SIZING_KV),
-    PhaseMark("max_total_num_tokens=", Phase.CAPTURING),
-    PhaseMark("The server is fired up and ready to roll!", Phase.READY),
-)
-
-_KV_SMALL = (
-    "raise gpu_memory_utilization, lower the context, use an fp8 KV cache, or use more GPUs (`longhaul plan` shows what fits)"
-)
-_BUSY = "stop what else uses the GPUs (`nvidia-smi`)"
-_GRAPHS = "set enforce_eager, or bound max_num_seqs: graph buffers of fa3 cost 8 bytes x batch x context on each GPU"
-_REQUESTS = "bound max_num_seqs: the table of requests costs max_running_requests x (context + 4) x 4 bytes on each GPU"
-_ABOVE = "the cause stands above this line in the log"
-
-ENGINE_FAILURES: tuple[FailureMark, ...] = (
-    FailureMark(
-        "Not enough memory. Please try to increase --mem-fraction-static", "weights leave no memory for the KV cache", _KV_SMALL
-    ),
-    # The same sentence is a mere warning when the check is off: only the exception is a cause.
-    FailureMark("ValueError: The memory capacity is unbalanced", "some GPUs are not empty", _BUSY),
-    FailureMark("RuntimeError: The memory capacity is unbalanced", "some GPUs are not empty", _BUSY),
-    FailureMark("Capture cuda graph failed", "out of memory (or a kernel failed) while capturing graphs", _GRAPHS),
-    FailureMark("Capture prefill CUDA graph failed", "out of memory (or a kernel failed) while capturing graphs", _GRAPHS),
-    FailureMark("alloc_req_slots runs out of memory", "the table of requests is full", _REQUESTS),
-    FailureMark("Prefill out of memory", "the KV pool could not take a prompt", "lower max_num_seqs or max_num_batched_tokens"),
-    FailureMark("Decode out of memory", "the KV pool could not take another token", "lower max_num_seqs"),
-    FailureMark(
-        "Port is already in use", "the port is in use", "stop the process that holds it (`ss -ltnp`), or choose another port"
-    ),
-    FailureMark(
-        "set the env var SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN",
-        "the context is above the model's positions",
-        "lower the context; SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1 in extra_env only if the model was made for it",
-    ),
-    FailureMark(
-        "required for Llama4 model but got", "the attention backend cannot run Llama 4", "set attention_backend to fa3 or triton"
-    ),
-    FailureMark(
-        "atchdog timeout",
-        "one forward step took longer than the watchdog allows",
-        "add --watchdog-timeout to extra_args",
-        wrapper=True,
-    ),
-    FailureMark("hit an exception: ", "an engine process failed", "read the traceback that follows", wrapper=True),
-    FailureMark("scheduler is dead", "a scheduler process died", _ABOVE, wrapper=True),
-    FailureMark("scheduler died during initialization", "a scheduler process died", _ABOVE, wrapper=True),
-    FailureMark("crashed with exit code", "an engine process died", _ABOVE, wrapper=True),
-    FailureMark("Initialization failed. Please see the error messages above", "the start failed", _ABOVE, wrapper=True),
-    # The first while it starts, the second while it serves.
-    FailureMark("Received sigquit from a child process", "an engine process died", _ABOVE, wrapper=True),
-    FailureMark("SIGQUIT received", "an engine process died", _ABOVE, wrapper=True),
-)
-
 # cached_tokens_total counts the prompt tokens that came from cache, prompt_tokens_total all of them: together they are
 # what vLLM calls hits and queries. The names are the same in every supported release.
 METRICS = MetricNames(
@@ -152,42 +90,23 @@ METRICS = MetricNames(
     born_at_first_use=frozenset({"sglang:cached_tokens_total"}),
 )
 
-_START = "server_args="
-_RANK = re.compile(r"^\[[\d: .,-]+((?: (?:TP|DP|PP|EP|ATTN_\w+)\d+)*)\]")
-_FULL_SWA = re.compile(r"full_layer_tokens=(\d+), swa_layer_tokens=(\d+)")
-_MAX_TOTAL = re.compile(r"\bmax_total_num_tokens=(\d+)")
-_CONTEXT = re.compile(r"\bcontext_len=(\d+)")
-_KV = re.compile(
-    r"(?:is allocated|VA upper bound)\..*?#tokens: \d+, (?:K size: ([\d.]+) GB, V size: ([\d.]+) GB|KV size: ([\d.]+) GB)"
-)
-_WEIGHTS = re.compile(r"Load weight end\..*?mem usage=([\d.]+) GB")
 
-
-def default_max_running_requests(context_tokens: int) -> int:
-    """The most requests whose table stays within 512 MiB a GPU: table = requests x (context + 4) x 4 bytes.
-
-    The engine's own default (2,048 at least) makes that table 16 GiB at 2M tokens of context and 64 GiB at 8M: the
-    out-of-memory that looks like a KV problem and is none. 256 at most; 63 at 2M, 15 at 8M, 12 at 10M.
-    """
-    return max(1, min(REQUEST_TABLE_MOST, REQUEST_TABLE_BUDGET_BYTES // ((context_tokens + 4) * 4)))
-
-
-class SGLang:
+class SGLang(OpenAiEngine):
     """The SGLang adapter (native ``/generate`` API). Stateless."""
 
-    __slots__ = ()
-
-    name: str = "sglang"
-    default_port: int = 30000
-    health_path: str = "/health"
-    models_path: str = "/v1/models"
-    metrics_path: str = "/metrics"
-    phases: Sequence[PhaseMark] = PHASES
-    failures: Sequence[FailureMark] = (*ENGINE_FAILURES, *COMMON_FAILURES)
-    metrics: MetricNames = METRICS
-    info_paths: Sequence[str] = INFO_PATHS
-    load_paths: Sequence[str] = LOAD_PATHS
-    takes_cache_salt: bool = False
+    name = "sglang"
+    default_port = 30000
+    verified = VERIFIED
+    # Chunked attention and the split pool come only with this architecture (configs/model_config.py: is_hybrid_swa_model).
+    scout_config = "llama-4-scout"
+    phases = log.PHASES
+    failures = (*log.ENGINE_FAILURES, *COMMON_FAILURES)
+    log_opening = log.OPENING
+    log_signatures = log.SIGNATURES
+    metrics = METRICS
+    info_paths = INFO_PATHS
+    load_paths = LOAD_PATHS
+    counters_advice = "start SGLang with --enable-metrics"
 
     def launch(self, settings: EngineSettings, version: Version) -> Launch:
         """Settings -> argv (after the python executable) and environment for that version.
@@ -211,7 +130,7 @@ class SGLang:
         if s.max_num_seqs is not None and s.max_num_seqs < 1:
             raise UserError(f"max_num_seqs {s.max_num_seqs}", "1 or more", "raise it, or leave it out")
         chunk, fa3 = s.max_num_batched_tokens, s.attention_backend == "fa3"
-        refuse_first(block_faults("sglang", version, s.block_size_tokens, prefill_chunk=chunk, fa3=fa3))
+        refuse_first(block_faults(version, s.block_size_tokens, prefill_chunk=chunk, fa3=fa3))
         requests = s.max_num_seqs or default_max_running_requests(s.context_tokens)
         key = api_key_path(s)
         argv = ["-c", KEY_LAUNCHER] if key else ["-m", "sglang.launch_server"]
@@ -289,10 +208,6 @@ class SGLang:
             error = (message_of(reason) if isinstance(reason, Mapping) else None) or "the server aborted the request"
         return StreamEvent(text=piece, usage=usage, finish_reason=None if kind is None else str(kind), error=error)
 
-    def error_message(self, status: int, body: bytes) -> str:
-        """The server's own words in an HTTP error body; never empty."""
-        return error_message(status, body)
-
     def flush_cache(self, version: Version) -> HttpRequest | None:
         """``POST /flush_cache``; answers 400 while requests run."""
         return HttpRequest("POST", "/flush_cache")
@@ -311,35 +226,42 @@ class SGLang:
         return EngineCapacity(kv_cache_tokens=int(min(pools)) if pools and min(pools) > 0 else None)
 
     def capacity_from_log(self, lines: Iterable[str]) -> EngineCapacity:
-        """The figures of the log's last start. SGLang writes GB for GiB and prints no concurrency.
+        """The figures of the log's last start; over several workers the smallest pool counts, as in the engine."""
+        return log.capacity_from_log(lines)
 
-        ``available_kv_gib`` sums the pools of one rank; over ranks the smallest pool and the largest weights count.
-        """
-        tokens: int | None = None
-        context: int | None = None
-        local: int | None = None
-        weights: list[float] = []
-        pools: dict[str, float] = {}
-        for line in lines:
-            if _START in line:
-                tokens = context = local = None
-                weights, pools = [], {}
-            if found := _WEIGHTS.search(line):
-                weights.append(float(found[1]))
-            if found := _FULL_SWA.search(line):
-                tokens, local = int(found[1]), int(found[2])
-            if found := _KV.search(line):
-                rank = _RANK.match(line)
-                name = rank[1] if rank else ""
-                pools[name] = pools.get(name, 0.0) + sum(float(g) for g in found.groups() if g)
-            if found := _MAX_TOTAL.search(line):
-                tokens = int(found[1])
-                if length := _CONTEXT.search(line):
-                    context = int(length[1])
-        return EngineCapacity(
-            kv_cache_tokens=tokens,
-            context_tokens=context,
-            available_kv_gib=round(min(pools.values()), 3) if pools else None,
-            weights_gib=max(weights, default=None),
-            local_kv_tokens=local,
-        )
+    def stamp_s(self, line: str) -> float | None:
+        """Seconds of a line's own time stamp on an arbitrary scale."""
+        return log.stamp_s(line)
+
+    def explain_log(self, lines: Sequence[str], capacity: EngineCapacity) -> tuple[Throughput | None, list[Note]]:
+        """What the statistics lines of one start say, and what they are not."""
+        return log.explain_log(lines, capacity)
+
+    def image(self, version: str) -> str:
+        """The project's own image, without what only builds it."""
+        return f"lmsysorg/sglang:v{version}-runtime"
+
+    def planned(self, wanted: EngineSettings, settings: PlanSettings) -> PlanSettings:
+        """The launch bounds the requests where the settings do not."""
+        if settings.max_num_seqs is not None:
+            return settings
+        return replace(settings, max_num_seqs=default_max_running_requests(wanted.context_tokens))
+
+    def stage_layers(self, layers: int, stages: int) -> list[int]:
+        """The last stages take a remainder."""
+        return stage_layers(layers, stages)
+
+    def sizing(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings, stages: tuple[Stage, ...] | None = None) -> Sizing:
+        """Token slots, in one pool or two, and the table of requests beside them."""
+        return sglang_sizing(model, gpu, s, stages)
+
+    def findings(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Finding]:
+        """Page sizes that it refuses or answers wrongly with, and attention that loses small terms."""
+        return advice.findings(model, gpu, s)
+
+    def changes(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Change]:
+        """A smaller table of requests, no graph buffers, a smaller pool for local layers."""
+        return advice.changes(model, s)
+
+
+ADAPTER = SGLang()

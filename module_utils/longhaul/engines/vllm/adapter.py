@@ -1,4 +1,4 @@
-"""vLLM: settings -> argv by version, log lines, HTTP shapes and metric names. Supported: 0.12.0 and newer.
+"""vLLM, 0.12.0 and newer: settings -> argv by version, HTTP and metric names; log, sizing and advice are in the modules beside.
 
 Facts were read from the engine's own sources (the wheels of every release from 0.12.0 to 0.32.0); where a behaviour
 changed, a row of a table below says since when. ``tests/contract`` checks every emitted flag and environment variable,
@@ -7,29 +7,25 @@ every metric name and every log text against those sources.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from ...errors import UserError
-from ...results import Counters
+from ...errors import Finding, UserError
+from ...models.architecture import ModelArchitecture
+from ...physics.hardware import Gpu
 from ...version import Version
-from ..argv import Row, api_key_path, check_extra_args, flag_values, refuse_first
-from ..base import (
-    BodyTemplate,
-    EngineCapacity,
-    HttpRequest,
-    Launch,
-    MetricNames,
-    ServerInfo,
-    StreamEvent,
-)
-from ..block_size import block_faults
-from ..diagnosis import COMMON_FAILURES, DRIVER_ADVICE, PATH_ADVICE, FailureMark, Phase, PhaseMark
-from ..metrics import parse_version
-from ..openai import error_message, message_of, openai_event
+from ..argv import api_key_path, check_extra_args, flag_values, refuse_first
+from ..base import EngineCapacity, HttpRequest, Launch, MetricNames, SharedMemory
+from ..diagnosis import COMMON_FAILURES
+from ..log import Note, Throughput
+from ..openai import OpenAiEngine
 from ..settings import EngineSettings
+from ..sizing import Change, PlanSettings, Sizing, Stage
+from ..versions import Row
+from . import advice, log
+from .rules import VERIFIED, block_faults
+from .sizing import stage_layers, vllm_sizing
 
 OLDEST = Version.parse("0.12.0")
 
@@ -51,96 +47,10 @@ QUIET_ACCESS_LOG = Row("--disable-access-log-for-endpoints", Version.parse("0.16
 # dies where that much is not free; 4 GiB is what older releases took.
 CPU_KV_CACHE_DEFAULT_GIB = 4
 
-PHASES: tuple[PhaseMark, ...] = (
-    PhaseMark("non-default args:", Phase.STARTING),
-    PhaseMark("Starting to load model", Phase.LOADING),
-    PhaseMark("Warming up model for the compilation", Phase.COMPILING),  # CPU
-    PhaseMark("Model loading took", Phase.COMPILING),
-    PhaseMark("torch.compile t", Phase.SIZING_KV),  # "takes" or "took"; profiling follows
-    PhaseMark("Warming up done", Phase.SIZING_KV),  # CPU
-    PhaseMark("Available KV cache memory", Phase.SIZING_KV),
-    PhaseMark("GiB for KV cache", Phase.SIZING_KV),  # CPU
-    PhaseMark("KV cache size: ", Phase.CAPTURING),
-    PhaseMark("Graph capturing finished", Phase.CAPTURING),
-    PhaseMark("init engine (profile", Phase.CAPTURING),
-    PhaseMark("Application startup complete", Phase.READY),
-)
-
-_KV_SMALL = (
-    "lower the context, raise gpu_memory_utilization, use an fp8 KV cache, turn hybrid_kv on, or use more GPUs "
-    "(`longhaul plan` shows what fits)"
-)
-_PARALLEL = (
-    "choose tensor_parallel so that it divides the model's attention heads, and tensor_parallel x pipeline_parallel "
-    "within the GPUs given"
-)
-_BUSY = "stop what else uses the GPU (`nvidia-smi`), or lower gpu_memory_utilization"
-_ABOVE = "the cause stands above this line in the log"
-
-ENGINE_FAILURES: tuple[FailureMark, ...] = (
-    FailureMark(
-        "To serve at least one request with the model", "the KV cache is too small for one request of the full context", _KV_SMALL
-    ),
-    FailureMark(
-        "No available memory for the cache blocks", "weights and activations leave no memory for the KV cache", _KV_SMALL
-    ),
-    FailureMark("Free memory on device", "the GPU is not empty", _BUSY),
-    FailureMark(
-        "Error in memory profiling",
-        "another process freed GPU memory during the start",
-        "start again once nothing else uses the GPU",
-    ),
-    FailureMark(
-        "is less than desired CPU memory utilization",
-        "the host has less free memory than the CPU engine asks for",
-        "set cpu_kv_cache_gib, or free memory on the host",
-    ),
-    FailureMark("must be divisible by tensor parallel size", "tensor parallelism does not fit the model", _PARALLEL),
-    FailureMark("larger than the number of available GPUs", "more GPUs are asked for than the host shows", _PARALLEL),
-    FailureMark(
-        "Pipeline parallelism is not supported for this model",
-        "the model cannot be split into pipeline stages",
-        "set pipeline_parallel to 1 and use tensor_parallel",
-    ),
-    FailureMark(
-        "Invalid repository ID or local directory specified", "the model path does not exist or is no model", PATH_ADVICE
-    ),
-    FailureMark("Cannot find any model weights with", "the model folder holds no weights", PATH_ADVICE),
-    FailureMark(
-        "set the env var VLLM_ALLOW_LONG_MAX_MODEL_LEN",
-        "the context is above the model's positions",
-        "lower the context; VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 in extra_env only if the model was made for it",
-    ),
-    FailureMark(
-        "are not supported for now. ",
-        "this engine version does not know the model's architecture",
-        "choose a newer engine version",
-    ),
-    FailureMark(
-        "Unknown quantization method",
-        "this engine version does not know the quantization",
-        "correct quantization, or choose another engine version",
-    ),
-    FailureMark(
-        "is not supported for the current GPU. Minimum ",
-        "this GPU cannot run the quantization",
-        "use weights in another format, or a newer GPU",
-    ),
-    FailureMark("Failed to infer device type", "no GPU is visible to the engine", DRIVER_ADVICE),
-    FailureMark(
-        "There is no module or parameter named",
-        "the weights do not belong to the architecture in config.json",
-        "compare config.json with the weights; fetch both from one revision",
-    ),
-    FailureMark(
-        "Did not receive response from front-end", "the API server did not answer the engine process", _ABOVE, wrapper=True
-    ),
-    FailureMark("Engine core initialization failed", "the engine process failed to start", _ABOVE, wrapper=True),
-    FailureMark("WorkerProc initialization failed", "a worker process failed to start", _ABOVE, wrapper=True),
-    FailureMark("EngineCore failed to start", "the engine process failed to start", _ABOVE, wrapper=True),
-    FailureMark("EngineCore encountered a fatal error", "the engine process died", _ABOVE, wrapper=True),
-    FailureMark("died unexpectedly", "an engine process died", _ABOVE, wrapper=True),
-)
+# The message queue between vLLM's processes: ten chunks of VLLM_MQ_MAX_CHUNK_BYTES_MB=16 and what describes them
+# (vllm/distributed/device_communicators/shm_broadcast.py). Since 0.27.0 it looks first, and dies where they do not fit; [run: 0.32.0].
+RING_BYTES = 161 * 2**20
+CHECKS_SHM = Version.parse("0.27.0")
 
 METRICS = MetricNames(
     prompt_tokens="vllm:prompt_tokens_total",
@@ -155,34 +65,20 @@ METRICS = MetricNames(
     queue_time="vllm:request_queue_time_seconds",
 )
 
-_KV_SIZE = re.compile(r"KV cache size: ([\d,]+) tokens")
-_CONCURRENCY = re.compile(r"Maximum concurrency for ([\d,]+) tokens per request: ([\d.]+)x")
-_AVAILABLE = re.compile(r"Available KV cache memory: (-?[\d.]+) GiB")
-_CPU_KV = re.compile(r"Explicitly set \(([\d.]+)/[\d.]+\) GiB for KV cache")
-_WEIGHTS = re.compile(r"Model loading took ([\d.]+) Gi?B")
-_START = "non-default args:"
 
+class VLLM(OpenAiEngine):
+    """The vLLM adapter. Stateless."""
 
-def _number(text: str) -> int:
-    return int(text.replace(",", ""))
-
-
-class VLLM:
-    """The vLLM adapter (OpenAI-compatible server). Stateless."""
-
-    __slots__ = ()
-
-    name: str = "vllm"
-    default_port: int = 8000
-    health_path: str = "/health"
-    models_path: str = "/v1/models"
-    metrics_path: str = "/metrics"
-    phases: Sequence[PhaseMark] = PHASES
-    failures: Sequence[FailureMark] = (*ENGINE_FAILURES, *COMMON_FAILURES)
-    metrics: MetricNames = METRICS
-    info_paths: Sequence[str] = ("/version",)
-    load_paths: Sequence[str] = ()
-    takes_cache_salt: bool = True
+    name = "vllm"
+    default_port = 8000
+    verified = VERIFIED
+    phases = log.PHASES
+    failures = (*log.ENGINE_FAILURES, *COMMON_FAILURES)
+    log_opening = log.OPENING
+    log_signatures = log.SIGNATURES
+    metrics = METRICS
+    takes_cache_salt = True
+    hybrid_advice = f"set {HYBRID_CHUNKED_ENV.what}=1 (hybrid KV on)"
 
     def launch(self, settings: EngineSettings, version: Version) -> Launch:
         """Settings -> argv (after the python executable) and environment for that version.
@@ -197,7 +93,7 @@ class VLLM:
                 raise UserError(f"{name} with vLLM", "a setting of SGLang only", f"remove {name}")
         check_extra_args(settings)
         s = settings
-        refuse_first(block_faults("vllm", version, s.block_size_tokens, on_cpu=s.device == "cpu"))
+        refuse_first(block_faults(version, s.block_size_tokens, on_cpu=s.device == "cpu"))
         env: dict[str, str] = {}
         argv = ["-m", "vllm.entrypoints.openai.api_server", "--model", s.model_path]
         argv += ["--served-model-name", s.served_model_name, "--host", s.host, "--port", str(s.port)]
@@ -243,58 +139,10 @@ class VLLM:
         key = api_key_path(s)
         return Launch(tuple(argv), env, {"VLLM_API_KEY": key} if key else {})
 
-    def generate_ids(
-        self,
-        model: str,
-        output_tokens: int,
-        *,
-        seed: int | None = None,
-        cache_salt: str | None = None,
-        ignore_eos: bool = True,
-        version: Version | None = None,
-    ) -> BodyTemplate:
-        """A streamed ``/v1/completions`` request; the prompt's JSON array goes between ``head`` and ``tail``.
-
-        ``cache_salt`` keeps the prompt's blocks apart from every other prompt's in the prefix cache.
-        """
-        rest: dict[str, Any] = {
-            "model": model,
-            "max_tokens": output_tokens,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if ignore_eos:
-            rest |= {"ignore_eos": True, "min_tokens": output_tokens}
-        if seed is not None:
-            rest["seed"] = seed
-        if cache_salt:
-            rest["cache_salt"] = cache_salt
-        text = json.dumps(rest, separators=(",", ":"))
-        return BodyTemplate("/v1/completions", b'{"prompt":', b"," + text[1:].encode())
-
-    def parse_event(self, event: Mapping[str, Any], text_so_far: str) -> StreamEvent:
-        """One SSE payload of ``/v1/completions`` or ``/v1/chat/completions``; texts come as pieces."""
-        if event.get("error") is not None or event.get("object") == "error":
-            return StreamEvent(error=message_of(event) or json.dumps(event)[:400])
-        return openai_event(event)
-
-    def error_message(self, status: int, body: bytes) -> str:
-        """The server's own words in an HTTP error body; never empty."""
-        return error_message(status, body)
-
     def flush_cache(self, version: Version) -> HttpRequest | None:
         """``POST /reset_prefix_cache``. The route exists only under VLLM_SERVER_DEV_MODE=1 (extra_env): a 404 means
         that this server cannot be flushed, and fresh prompts with a salt are the way to a cold cache."""
         return HttpRequest("POST", "/reset_prefix_cache")
-
-    def parse_info(self, answer: Any) -> ServerInfo:
-        """``/version``; its settings vLLM shows in developer mode only."""
-        return parse_version(answer)
-
-    def parse_load(self, answer: Any, pool_tokens: int | None = None) -> Counters | None:
-        """vLLM's gauges are of the moment: there is no other source."""
-        return None
 
     def capacity_from_metrics(self, text: str) -> EngineCapacity:
         """The labels of ``vllm:cache_config_info``: blocks in all versions, tokens and concurrency in newer ones [run: 0.32]."""
@@ -312,35 +160,44 @@ class VLLM:
         )
 
     def capacity_from_log(self, lines: Iterable[str]) -> EngineCapacity:
-        """The figures of the log's last start; over several workers the smallest pool counts, as in the engine.
+        """The figures of the log's last start; over several workers the smallest pool counts, as in the engine."""
+        return log.capacity_from_log(lines)
 
-        Old form: "GPU KV cache size: N tokens" and "Maximum concurrency for L tokens per request: Cx" on two lines;
-        newer and CPU form: both on one. N means different things (see engine facts): only C x L is comparable.
-        """
-        tokens: list[int] = []
-        available: list[float] = []
-        weights: list[float] = []
-        concurrency: list[float] = []
-        context: int | None = None
-        for line in lines:
-            if _START in line:
-                tokens, available, weights, concurrency, context = [], [], [], [], None
-            if found := _KV_SIZE.search(line):
-                tokens.append(_number(found[1]))
-            if found := _CONCURRENCY.search(line):
-                context = _number(found[1])
-                concurrency.append(float(found[2]))
-            if found := _AVAILABLE.search(line) or _CPU_KV.search(line):
-                available.append(float(found[1]))
-            if found := _WEIGHTS.search(line):
-                weights.append(float(found[1]))
-        return EngineCapacity(
-            kv_cache_tokens=min(tokens, default=None),
-            max_concurrency=min(concurrency, default=None),
-            context_tokens=context,
-            available_kv_gib=min(available, default=None),
-            weights_gib=max(weights, default=None),
-        )
+    def stamp_s(self, line: str) -> float | None:
+        """Seconds of a line's own time stamp on an arbitrary scale."""
+        return log.stamp_s(line)
+
+    def explain_log(self, lines: Sequence[str], capacity: EngineCapacity) -> tuple[Throughput | None, list[Note]]:
+        """What the statistics lines of one start say, and what they are not."""
+        return log.explain_log(lines, capacity)
+
+    def image(self, version: str) -> str:
+        """The project's own image."""
+        return f"vllm/vllm-openai:v{version}"
+
+    def shared_memory(self, version: Version, ranks: int, device: str) -> SharedMemory:
+        """The message queue between the processes of several ranks, and between those of a CPU engine."""
+        return SharedMemory(RING_BYTES, version >= CHECKS_SHM) if ranks > 1 or device == "cpu" else SharedMemory(0)
+
+    def planned(self, wanted: EngineSettings, settings: PlanSettings) -> PlanSettings:
+        """The environment decides whose sampler runs, and with it what a full batch takes."""
+        return replace(settings, torch_sampler=wanted.extra_env.get("VLLM_USE_FLASHINFER_SAMPLER") == "0")
+
+    def stage_layers(self, layers: int, stages: int) -> list[int]:
+        """The stages before the last take a remainder."""
+        return stage_layers(layers, stages)
+
+    def sizing(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings, stages: tuple[Stage, ...] | None = None) -> Sizing:
+        """Blocks that all groups of layers draw from."""
+        return vllm_sizing(model, gpu, s, stages)
+
+    def findings(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Finding]:
+        """Block sizes that it refuses, and a pipeline that would leave NCCL no room."""
+        return advice.findings(model, gpu, s)
+
+    def changes(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Change]:
+        """Fewer requests at once."""
+        return advice.changes(gpu, s)
 
 
 def _cpu_kv_gib(wanted: float | None) -> int:
@@ -353,3 +210,6 @@ def _cpu_kv_gib(wanted: float | None) -> int:
             "round it up",
         )
     return int(wanted)
+
+
+ADAPTER = VLLM()

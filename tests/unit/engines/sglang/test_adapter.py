@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from longhaul.engines.base import EngineAdapter
 from longhaul.engines.diagnosis import Phase, diagnose, phase_of
 from longhaul.engines.registry import get_engine
-from longhaul.engines.sglang.adapter import API_KEY_ENV, default_max_running_requests
+from longhaul.engines.sglang.adapter import API_KEY_ENV
+from longhaul.engines.sglang.sizing import default_max_running_requests
 from longhaul.errors import UserError
 from longhaul.version import Version
 from unit.engines.samples import SGLANG, log, settings

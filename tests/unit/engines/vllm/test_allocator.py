@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from longhaul.capacity.plan import plan_capacity
-from longhaul.engines.sizing import PlanSettings, stages_of
+from longhaul.engines.registry import get_engine
+from longhaul.engines.sizing import PlanSettings
 from longhaul.engines.vllm.allocator import fp8_load_slack_bytes
 from longhaul.models.reader import load_architecture
 from longhaul.physics.hardware import GIB, get_gpu
@@ -29,7 +30,7 @@ def settings(release: str, tp: int, weights: str = "fp8") -> PlanSettings:
 @pytest.mark.parametrize(("tp", "printed_gib"), [(1, 105.58), (2, 53.71)])
 def test_weights_and_slack_are_what_the_engine_printed(tp: int, printed_gib: float) -> None:
     rotary = SCOUT.rope_positions * SCOUT.rope_dim * 2
-    weights = max(x.weights_bytes for x in stages_of(SCOUT, settings("0.25.1", tp)))
+    weights = max(x.weights_bytes for x in get_engine("vllm").stages(SCOUT, settings("0.25.1", tp)))
     total = weights + rotary + fp8_load_slack_bytes(SCOUT, tp, 0, len(SCOUT.layers))
     assert total / GIB == pytest.approx(printed_gib, abs=0.04)
 
