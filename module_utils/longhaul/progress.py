@@ -7,9 +7,11 @@ On a host the Ansible module writes the file, on the controller the action plugi
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 Say = Callable[[str], None]
 
@@ -57,3 +59,23 @@ def parse_progress(chunk: str) -> tuple[list[str], bool, int]:
         elif event.get("text"):
             texts.append(str(event["text"]))
     return texts, done, consumed
+
+
+def failure_text(result: Mapping[str, Any]) -> str:
+    """Why an Ansible task failed, in one line: its message, or those of a loop's items; a command's last words after them."""
+    # A loop's own message only says that an item failed, that of the facts only which module: those inside know why.
+    inner = [*(result.get("results") or []), *(result.get("failed_modules") or {}).values()]
+    failed = [part for part in inner if isinstance(part, Mapping) and part.get("failed")]
+    return "; ".join(dict.fromkeys(_said(part) for part in failed or [result]))
+
+
+def _said(result: Mapping[str, Any]) -> str:
+    message = " ".join(str(result.get("msg") or result.get("censored") or "no message").split())
+    message = message.removeprefix("Task failed: ")
+    # A command's message is its exit status, a broken module's that it broke; what they printed says more.
+    printed = [str(result.get(f"{of}std{stream}") or "") for of in ("module_", "") for stream in ("err", "out")]
+    lines = [line.strip() for line in next((text for text in printed if text.strip()), "").split("\n") if line.strip()]
+    if not result.get("rc") or not lines:
+        return message
+    telling = [line for line in lines if re.search(r"error|not found|denied|no such", line, re.IGNORECASE)] or lines
+    return message if telling[-1] in message else f"{message}: {telling[-1]}"

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from ansible.plugins.callback import CallbackBase
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "module_utils"))
+
+from longhaul.progress import failure_text
 
 DOCUMENTATION = r"""
 name: longhaul_summary
@@ -40,12 +46,8 @@ class CallbackModule(CallbackBase):
         data = getattr(result, "result", None) or getattr(result, "_result", {})
         host = getattr(result, "host", None) or getattr(result, "_host", None)
         task = getattr(result, "task", None) or getattr(result, "_task", None)
-        # A loop's own message only says that an item failed; the items know why.
-        items = [item for item in data.get("results", []) if isinstance(item, dict) and item.get("failed")]
-        said = dict.fromkeys(str(item.get("msg", "no message")) for item in items) or [str(data.get("msg", "no message"))]
-        message = " ".join("; ".join(said).split())
         name = task.get_name() if task is not None else "?"
-        self._why[host.get_name() if host is not None else "?"] = f"{how} at '{name}': {message}"
+        self._why[host.get_name() if host is not None else "?"] = f"{how} at '{name}': {failure_text(data)}"
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """The end."""
