@@ -1,15 +1,49 @@
-"""Order statistics, disagreement of repeats, and whether a difference exceeds the noise of both sides. Pure."""
+"""Order statistics, disagreement of repeats, and the one rule of noise: whether two medians differ by more than chance. Pure.
+
+What a few values tell of their noise lies between two bounds:
+
+- The low bound takes the spread as normal and well known: twice the joint standard error of both medians, and never less than
+  5% of the first one (two runs never meet exactly).
+- The high bound allows for what repeats are: few, skewed by queues, and sharing batches. Sigma of one side is the range of up to
+  6 values over d2(n), the control chart's estimate, and above that p90 - p50, which is 1.28 sigma of a normal spread and wide
+  enough for the flat one of requests that queue. The bound is Student's t (95%, n_A + n_B - 2 degrees of freedom) times the
+  joint standard error, and never less than 3% of the larger median (clocks and temperature drift between runs), 10% with
+  several requests at once (they share batches, so they are not independent).
+
+A difference above the high bound is beyond noise. Else, one above the low bound is close to noise and not judged: more repeats
+would tell. With one value on a side there is no high bound. Everything else is within noise.
+
+The standard error of a median is 1.2533 sigma / sqrt(n) (normal, large n; a little too wide for a small n).
+"""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from .results import Stats
 
+_MEDIAN_ERROR = 1.2533
+_P90_SIGMA = 1.2816  # p90 - p50 of a normal spread
+LOW_FLOOR = 0.05
+FLOOR_ALONE = 0.03
+FLOOR_TOGETHER = 0.10
+# Mean range of n normal values over their sigma, for n from 2 on.
+_D2 = (1.128, 1.693, 2.059, 2.326, 2.534)
+# Two-sided 95% points of Student's t by degrees of freedom.
+_T95 = (
+    (1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (6, 2.447), (7, 2.365), (8, 2.306), (9, 2.262), (10, 2.228),
+    (12, 2.179), (15, 2.131), (20, 2.086), (30, 2.042), (60, 2.000), (120, 1.980),
+)  # fmt: skip
+
 
 def percentile(ordered: Sequence[float], q: float) -> float:
-    """The ``q``-quantile (0..1) of an ascending, non-empty sequence, by linear interpolation (type 7)."""
+    """The ``q``-quantile (0..1) of an ascending, non-empty sequence, by linear interpolation (type 7).
+
+    ``statistics.quantiles`` cuts into equal parts only, and before Python 3.13 needs two values.
+    """
     position = (len(ordered) - 1) * q
     low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)
@@ -23,7 +57,7 @@ def summarize(values: Iterable[float | None]) -> Stats | None:
         return None
     return Stats(
         n=len(found),
-        mean=math.fsum(found) / len(found),
+        mean=statistics.fmean(found),
         min=found[0],
         p50=percentile(found, 0.5),
         p90=percentile(found, 0.9),
@@ -32,42 +66,79 @@ def summarize(values: Iterable[float | None]) -> Stats | None:
     )
 
 
-def median(values: Iterable[float]) -> float:
-    """The median of a non-empty collection."""
-    return percentile(sorted(values), 0.5)
-
-
 def disagreement(medians: Sequence[float]) -> float | None:
     """How far repeats are apart: (largest - smallest) / median of them; ``None`` for fewer than two."""
     if len(medians) < 2:
         return None
-    middle = median(medians)
+    middle = statistics.median(medians)
     return (max(medians) - min(medians)) / middle if middle > 0 else None
 
 
-def spread_of_median(stats: Stats) -> float:
-    """A standard error of the median, from p50 and p90: sigma = (p90 - p50) / 1.2816, times 1.2533 / sqrt(n).
+@dataclass(frozen=True)
+class Difference:
+    """Two medians against the noise of both sides.
 
-    The constants hold for a normal distribution; a long tail makes the result larger, that is, more careful. With a
-    single value there is no spread to be had: 0.
+    ``relative``: second / first - 1. ``noise``: the relative difference that counts as beyond noise, ``None`` where it is not
+    known. ``beyond``: ``None`` where the difference is not judged, and ``note`` says why.
     """
+
+    relative: float
+    noise: float | None
+    beyond: bool | None
+    note: str = ""
+
+
+def difference(first: Stats, second: Stats, concurrency: int = 1) -> Difference | None:
+    """Hold the second median against the first by the rule above; ``None`` where a figure is missing or the first is not positive.
+
+    ``concurrency``: requests at once, the same on both sides.
+    """
+    if not (_is_whole(first) and _is_whole(second)) or first.p50 <= 0:
+        return None
+    relative = second.p50 / first.p50 - 1
+    high = high_noise(first, second, concurrency)
+    noise = None if high is None else high / first.p50
+    apart = abs(second.p50 - first.p50)
+    if high is not None and apart > high:
+        return Difference(relative, noise, True)
+    if apart <= low_noise(first, second):
+        return Difference(relative, noise, False)
+    return Difference(relative, noise, None, "not judged: one request" if high is None else "not judged: close to noise")
+
+
+def low_noise(first: Stats, second: Stats) -> float:
+    """The low bound, in the unit of the figures: a difference up to this says nothing."""
+    joint = math.hypot(*(_MEDIAN_ERROR * _normal_sigma(s) / math.sqrt(s.n) for s in (first, second)))
+    return max(LOW_FLOOR * first.p50, 2 * joint)
+
+
+def high_noise(first: Stats, second: Stats, concurrency: int = 1) -> float | None:
+    """The high bound, in the unit of the figures: a difference above this is no chance. ``None`` with one value on a side."""
+    if min(first.n, second.n) < 2:
+        return None
+    joint = math.hypot(*(_MEDIAN_ERROR * _careful_sigma(s) / math.sqrt(s.n) for s in (first, second)))
+    least = FLOOR_ALONE if concurrency <= 1 else FLOOR_TOGETHER
+    return max(student_t(first.n + second.n - 2) * joint, least * max(abs(first.p50), abs(second.p50)))
+
+
+def student_t(degrees: int) -> float:
+    """Student's t, two-sided 95%, for the next lower degree of freedom listed (that is, rounded up)."""
+    return next(t for limit, t in reversed(_T95) if degrees >= limit)
+
+
+def _is_whole(stats: Stats) -> bool:
+    """Whether the figures are numbers: a result file may hold anything."""
+    figures = (stats.min, stats.p50, stats.p90, stats.max)
+    return stats.n >= 1 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in figures)
+
+
+def _normal_sigma(stats: Stats) -> float:
     if stats.n < 2:
         return 0.0
-    sigma = max(stats.p90 - stats.p50, (stats.max - stats.min) / 4 if stats.n < 8 else 0.0) / 1.2816
-    return 1.2533 * sigma / math.sqrt(stats.n)
+    return max(stats.p90 - stats.p50, (stats.max - stats.min) / 4 if stats.n < 8 else 0.0) / _P90_SIGMA
 
 
-def change(now: Stats, then: Stats) -> float:
-    """Relative change of the median: 0.1 = ten per cent more than then."""
-    return now.p50 / then.p50 - 1 if then.p50 > 0 else 0.0
-
-
-def noise(now: Stats, then: Stats, floor: float = 0.05) -> float:
-    """The relative change below which a difference of two medians says nothing: twice their joint standard error.
-
-    ``floor`` is the least noise assumed, because one value (n=1) has no spread, and two runs never meet exactly.
-    """
-    if then.p50 <= 0:
-        return floor
-    joint = math.hypot(spread_of_median(now), spread_of_median(then))
-    return max(floor, 2 * joint / then.p50)
+def _careful_sigma(stats: Stats) -> float:
+    if stats.n <= len(_D2) + 1:
+        return max(0.0, stats.max - stats.min) / _D2[stats.n - 2]
+    return max(0.0, stats.p90 - stats.p50)

@@ -65,7 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--needle-depths", default=",".join(f"{d:g}" for d in DEFAULT_DEPTHS), help="0 = start of the text, 1 = its end")
     add("--needle-recall", type=float, help="least share of needles to be found, 0..1")
     add("--dummy-weights", action="store_true", help="the weights are random: needles are not applicable")
-    add("--baseline", type=Path, help="run.json (or its folder) of an earlier run: slower beyond noise is FAIL")
+    add(
+        "--baseline",
+        type=Path,
+        help="run.json (or its folder) of an earlier run: slower beyond noise is FAIL (give both --repeats)",
+    )
     add("--no-cache-salt", action="store_true", help="do not isolate this run from earlier prompts with a cache salt")
     add("--no-flush", action="store_true", help="do not empty the prefix cache before each point")
     add("--proxy", help="http://HOST:PORT to go through; the environment's proxies are never used")

@@ -1,16 +1,7 @@
 """Two runs, or two engines, side by side: which differences exceed noise.
 
-The rule, for one figure of one point (A is the baseline, B is judged against it):
-
-- sigma of one side comes from the spread of its requests: up to 6 of them from the range, (max - min) / d2(n), the control
-  chart's estimate; above that it is p90 - p50, which is 1.28 sigma of a normal spread and wide enough for the flat one of
-  requests that queue.
-- The standard error of a median is 1.2533 sigma / sqrt(n) (normal, large n; a little too wide for a small n).
-- noise = t * sqrt(error_A^2 + error_B^2), with Student's t for 95 % and n_A + n_B - 2 degrees of freedom, and never less than
-  3 % of the larger median (clocks and temperature drift between runs), 10 % with several requests at once (they share
-  batches, so they are not independent).
-- A difference larger than that is beyond noise. With fewer than two requests on a side the noise is not known, and the
-  difference is not judged.
+A is the baseline, B is judged against it. What exceeds noise is decided in :mod:`..stats`, by the rule that ``--baseline`` of a
+validation uses too.
 
 A point whose figures are INVALID on either side is not compared, nor is a cold run with a warm one. INCONCLUSIVE figures are
 shown but not judged.
@@ -26,6 +17,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..results import PointResult, RunResult, Stats, Verdict
+from ..stats import difference
 from .figures import (
     DASH,
     TIMES,
@@ -50,14 +42,6 @@ from .page import Cell, Column, chip, number, page, table, words
 from .plots import overlay
 from .svg import esc
 from .tables import align, fit
-
-# Mean range of n normal values over their sigma.
-_D2 = (1.128, 1.693, 2.059, 2.326, 2.534)
-# Two-sided 95 % points of Student's t by degrees of freedom.
-_T95 = ((2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (6, 2.447), (7, 2.365), (8, 2.306), (9, 2.262), (10, 2.228), (12, 2.179))
-_T95_MORE = ((15, 2.131), (20, 2.086), (30, 2.042), (60, 2.000), (120, 1.980))
-FLOOR_ALONE = 0.03
-FLOOR_TOGETHER = 0.10
 
 
 @dataclass(frozen=True)
@@ -148,49 +132,16 @@ class Comparison:
         return tuple(f"{point_name(p.b)}: {c.metric} {change_text(c)}" for p, c in better if p.b is not None)
 
 
-def sigma(stats: Stats) -> float | None:
-    """The spread of single values, in their unit; None with fewer than two."""
-    if stats.n < 2:
-        return None
-    low, middle, high, top = (finite(v) for v in (stats.min, stats.p50, stats.p90, stats.max))
-    if low is None or middle is None or high is None or top is None:
-        return None
-    if stats.n <= len(_D2) + 1:
-        return max(0.0, top - low) / _D2[stats.n - 2]
-    return max(0.0, high - middle)
-
-
-def student_t(degrees: int) -> float:
-    """Student's t, two-sided 95 %, rounded up to the next degree of freedom listed."""
-    value = 12.706
-    for limit, t in (*_T95, *_T95_MORE):
-        if degrees >= limit:
-            value = t
-    return value
-
-
-def noise_of(a: Stats, b: Stats, concurrency: int = 1) -> float | None:
-    """The smallest difference of medians that counts, in the unit of the figures; None when it is not known."""
-    left, right, first, second = sigma(a), sigma(b), p50(a), p50(b)
-    if left is None or right is None or first is None or second is None:
-        return None
-    error = 1.2533 * math.hypot(left / math.sqrt(a.n), right / math.sqrt(b.n))
-    least = FLOOR_ALONE if concurrency <= 1 else FLOOR_TOGETHER
-    return max(student_t(a.n + b.n - 2) * error, least * max(abs(first), abs(second)))
-
-
 def _change(metric: str, a: Stats | None, b: Stats | None, concurrency: int, *, is_rate: bool, unproven: bool) -> Change | None:
     first, second = p50(a), p50(b)
     if a is None or b is None or first is None or second is None:
         return None
     ratio, direction = _direction(first, second, is_rate)
-    noise = noise_of(a, b, concurrency)
-    relative = noise / abs(first) if noise is not None and first else None
-    if unproven:
-        return Change(metric, first, second, ratio, direction, relative, None, "INCONCLUSIVE: not judged", is_rate)
-    if noise is None:
-        return Change(metric, first, second, ratio, direction, None, None, "noise not known: one request", is_rate)
-    return Change(metric, first, second, ratio, direction, relative, abs(second - first) > noise, "", is_rate)
+    apart = difference(a, b, concurrency)
+    if unproven or apart is None:
+        note = "INCONCLUSIVE: not judged" if unproven else "not judged: no noise known"
+        return Change(metric, first, second, ratio, direction, apart.noise if apart else None, None, note, is_rate)
+    return Change(metric, first, second, ratio, direction, apart.noise, apart.beyond, apart.note, is_rate)
 
 
 def _direction(a: float, b: float, is_rate: bool) -> tuple[float | None, str]:
@@ -369,7 +320,8 @@ def _cells(point: PointComparison) -> tuple[str, str]:
 
 RULE = (
     "Beyond noise: the medians differ by more than Student's t (95%) times the joint standard error of both sides' repeats, and "
-    "by more than 3% (10% with several requests at once). INVALID points are not compared."
+    "by more than 3% (10% with several requests at once). Not judged: less than that, but more than 5% and two standard errors, "
+    "or one request on a side. INVALID points are not compared."
 )
 
 # --- renderers -----------------------------------------------------------------------------------------------------------

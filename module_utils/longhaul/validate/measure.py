@@ -7,13 +7,13 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 from ..client.exchange import Timeouts
 from ..client.load import Job, LagMonitor, RecordWriter, run_burst
 from ..client.stream import StreamClient
 from ..engines.base import EngineAdapter
 from ..results import Counters, KvSample, RequestRecord, RequestStatus
-from ..stats import median
 from .config import Point, ValidateConfig
 from .forecast import Expectation
 from .progress import Reporter

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 from ..errors import UserError
 from ..models.architecture import ModelArchitecture
 from ..physics import roofline
 from ..physics.hardware import Gpu
 from ..results import Physics, RequestRecord
-from ..stats import median
 from .config import Point, ValidateConfig
 from .forecast import Forecaster
 from .progress import Reporter

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 
 from ..client.exchange import Timeouts
 from ..results import RequestRecord, RequestStatus
-from ..stats import median
 from .config import Point, ValidateConfig
 from .forecast import Expectation, Forecaster, Measured, concurrency_note, within_budget
 from .progress import Reporter, duration

@@ -9,11 +9,12 @@ Codes: ``request_failed``, ``server_dead``, ``server_restarted``, ``slo_missed``
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..results import Physics, PointResult, Reason, RequestRecord, RequestStatus, RunResult, Stats, Verdict, worst
-from ..stats import change, disagreement, median, noise, summarize
+from ..results import Physics, PointResult, Reason, RequestRecord, RequestStatus, RunResult, Verdict, worst
+from ..stats import difference, disagreement, summarize
 from .evidence import CacheFinding, Delta, Traffic
 
 # A lag of the client's event loop that moves a TTFT by more than this share of it, and by more than this many seconds,
@@ -69,8 +70,6 @@ class PointEvidence:
     lag_share: float = 0.0
     server_dead: str | None = None
     limits: Limits = field(default_factory=Limits)
-    input_limits: Mapping[str, float] = field(default_factory=dict)
-    best_other_rate: float | None = None
     watched: str | None = None
     counters_advice: str = ""
     distinct_share: float | None = None
@@ -258,7 +257,7 @@ def repeat_medians(ok: Sequence[RequestRecord]) -> list[float]:
     for record in ok:
         if record.ttft_s is not None:
             groups.setdefault(record.repeat, []).append(record.ttft_s)
-    return [median(groups[key]) for key in sorted(groups)]
+    return [statistics.median(groups[key]) for key in sorted(groups)]
 
 
 def _repeats(ok: Sequence[RequestRecord], limits: Limits) -> list[Reason]:
@@ -310,34 +309,32 @@ def judge_needles(recall: float | None, limit: float | None, applicable: bool) -
     return ()
 
 
-def judge_regression(now: Sequence[PointResult], baseline: RunResult, *, least: float = 0.05) -> tuple[Reason, ...]:
-    """FAIL for every point slower than the stored run by more than the noise of both. Points are matched by id."""
+def judge_regression(now: Sequence[PointResult], baseline: RunResult) -> tuple[Reason, ...]:
+    """Reasons for every point that is slower than in the stored run. Points are matched by id.
+
+    FAIL where it is slower by more than the noise of both (:func:`..stats.difference`), INCONCLUSIVE where too few requests were
+    timed to tell, and where no valid point is in common.
+    """
     before = {p.point_id: p for p in baseline.points if p.ran and p.verdict in (Verdict.PASS, Verdict.FAIL)}
+    pairs = [(point, before[point.point_id]) for point in now if point.ran and point.point_id in before]
+    if not pairs:
+        text = f"run {baseline.run_id} has no valid point in common with this one: nothing was compared"
+        return (_open("regression", text),)
     reasons: list[Reason] = []
-    compared = 0
-    for point in now:
-        then = before.get(point.point_id)
-        if then is None or not point.ran:
-            continue
-        compared += 1
-        pairs: tuple[tuple[str, Stats | None, Stats | None], ...] = (
-            ("TTFT", point.ttft_s, then.ttft_s),
-            ("TPOT", point.tpot_s, then.tpot_s),
-        )
-        for name, new, old in pairs:
-            if new is None or old is None:
+    for point, then in pairs:
+        for name, new, old in (("TTFT", point.ttft_s, then.ttft_s), ("TPOT", point.tpot_s, then.tpot_s)):
+            apart = difference(old, new, point.concurrency) if old is not None and new is not None else None
+            if old is None or new is None or apart is None or apart.beyond is False or apart.relative <= 0:
                 continue
-            worse, allowed = change(new, old), noise(new, old, least)
-            if worse > allowed:
-                text = (
-                    f"{point.point_id}: {name} p50 {new.p50:.4g} s was {old.p50:.4g} s in run {baseline.run_id}: "
-                    f"{100 * worse:+.0f}%, more than the noise of both ({100 * allowed:.0f}%)"
-                )
-                reasons.append(_fail("regression", text))
-    if not compared:
-        reasons.append(
-            _open("regression", f"run {baseline.run_id} has no valid point in common with this one: nothing was compared")
-        )
+            text = (
+                f"{point.point_id}: {name} p50 {new.p50:.4g} s was {old.p50:.4g} s in run {baseline.run_id}: "
+                f"{100 * apart.relative:+.0f}%, "
+            )
+            noise = "" if apart.noise is None else f" ({100 * apart.noise:.0f}%)"
+            if apart.beyond:
+                reasons.append(_fail("regression", f"{text}more than the noise of both{noise}"))
+            else:
+                reasons.append(_open("regression", f"{text}{apart.note}{noise}; measure both with more repeats"))
     return tuple(reasons)
 
 

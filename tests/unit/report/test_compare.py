@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from longhaul.cli import main
 from longhaul.errors import UserError
-from longhaul.report.compare import compare_runs, noise_of, pair_runs, render_compare_markdown, render_compare_text
+from longhaul.report.compare import compare_runs, pair_runs, render_compare_markdown, render_compare_text
 from longhaul.results import PointResult, RunResult, Stats, Verdict, dump_run
+from longhaul.stats import high_noise
+from longhaul.validate.verdict import judge_regression
 from unit.report import fixtures
 
 
@@ -72,7 +74,7 @@ def test_equal_servers_are_rarely_called_different(n: int, shape: str) -> None:
     alarms = 0
     for _ in range(300):
         a, b = (fixtures.stats([draw[shape]() for _ in range(n)]) for _ in "ab")
-        noise = noise_of(a, b)
+        noise = high_noise(a, b)
         assert noise is not None
         alarms += abs(a.p50 - b.p50) > noise
     assert alarms <= 30
@@ -83,6 +85,20 @@ def test_noise_of_a_single_request_is_unknown_and_not_judged() -> None:
     (point,) = compare_runs(one, scaled(one, 3)).points
     assert {c.beyond for c in point.changes if c.metric == "TTFT p50"} == {None}
     assert compare_runs(one, scaled(one, 3)).regressions == ()
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3, 12])
+@pytest.mark.parametrize("factor", [1.0, 1.02, 1.04, 1.06, 1.1, 1.3, 3.0])
+def test_compare_and_the_baseline_of_a_validation_judge_alike(repeats: int, factor: float) -> None:
+    then = fixtures.run([fixtures.point(1_000, repeats=repeats)])
+    now = scaled(then, factor)
+    (point,) = compare_runs(then, now).points
+    told = [c for c in point.changes if c.metric in ("TTFT p50", "TPOT p50")]
+    reasons = judge_regression(now.points, then)
+    assert len(told) == 2
+    assert sum(c.beyond is True for c in told) == sum(r.verdict is Verdict.FAIL for r in reasons)
+    assert sum(c.beyond is None for c in told) == sum(r.verdict is Verdict.INCONCLUSIVE for r in reasons)
+    assert all(any(c.note in r.text for c in told) for r in reasons)
 
 
 def test_invalid_points_are_refused_either_way_round() -> None:

@@ -164,6 +164,12 @@ def test_regression_considers_the_noise_of_both(now: Stats, then: Stats, worse: 
     assert [r.code for r in reasons] == (["regression"] if worse else [])
 
 
+def test_six_per_cent_of_single_values_is_not_judged_and_says_so() -> None:
+    (reason,) = judge_regression([point("a", 1000, stats_of(1.06, 0, 1))], baseline(point("a", 1000, stats_of(1.0, 0, 1))))
+    assert (reason.verdict, reason.code) == (Verdict.INCONCLUSIVE, "regression")
+    assert "+6%, not judged: one request; measure both with more repeats" in reason.text
+
+
 def test_an_invalid_baseline_is_never_compared_with() -> None:
     reasons = judge_regression(
         [point("a", 1000, stats_of(9, 0, 1))], baseline(point("a", 1000, stats_of(1, 0, 1), Verdict.INVALID))
