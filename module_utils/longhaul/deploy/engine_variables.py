@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..engines.registry import ENGINES
+from ..engines.registry import DEFAULT_ENGINE
 from ..engines.settings import PREFIX, SECTIONS, SETTINGS, Compare, Section, Setting
 from ..errors import Finding
 
@@ -19,9 +19,8 @@ from ..errors import Finding
 RESULTS = ("engine_status",)
 RESULT_PREFIX = "engine_result_"
 _HOME = "{{ longhaul_home | default('/opt/longhaul' if ansible_facts['user_uid'] == 0 else ansible_facts['env']['HOME'] ~ '/.longhaul') }}"
-_IMAGE = (
-    "{{ 'vllm/vllm-openai:v' ~ engine_version if engine_name == 'vllm' else 'lmsysorg/sglang:v' ~ engine_version ~ '-runtime' }}"
-)
+# The adapter knows it (plugins/filter/longhaul_engine.py asks).
+_IMAGE = "{{ engine_name | longhaul_engine_image(engine_version) }}"
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,11 @@ _OTHERS: tuple[Variable, ...] = (
         "{{ longhaul_instance | default('default') }}",
     ),
     Variable(
-        "engine_name", "What", f"Engine: {' or '.join(ENGINES)}.", next(iter(ENGINES)), choices=tuple(ENGINES), compare="default"
+        "engine_name",
+        "What",
+        "Engine: a folder of module_utils/longhaul/engines, such as vllm or sglang.",
+        DEFAULT_ENGINE,
+        compare="default",
     ),
     Variable(
         "engine_version",
