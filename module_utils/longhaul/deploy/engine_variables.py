@@ -200,7 +200,12 @@ _OTHERS: tuple[Variable, ...] = (
     ),
     Variable("engine_needed_gib", "Installation (runtime process)", "Free disk that preflight requires, in GiB.", 4, "float"),
     Variable(
-        "engine_image", "Image (runtime docker)", "Name of the image, with a tag.", _IMAGE, compare="default", container="image"
+        "engine_image",
+        "Image (runtime docker)",
+        "Name of the image, with a tag. By default the engine's own image of that release.",
+        _IMAGE,
+        compare="default",
+        container="image",
     ),
     Variable(
         "engine_image_digest",
