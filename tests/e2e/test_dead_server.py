@@ -19,8 +19,8 @@ from longhaul.deploy.startup import http_status
 from longhaul.engines.settings import settings_from
 from longhaul.results import Verdict, load_run
 from support.environments import client_env, supervisor_env
+from support.last_words import NCCL_FULL, dying_words
 from support.runner import run_playbook
-from unit.validate.test_run import NCCL_FULL, dying_words
 
 from e2e.conftest import free_port
 from e2e.test_bad_input import SMOLLM2, inventory
