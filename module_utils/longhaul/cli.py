@@ -21,7 +21,7 @@ COMMANDS = {
     "plan": "predict what an engine will hold on given GPUs, before it starts",
     "validate": "prove what a running server holds: exact, cold, within physics",
     "compare": "two runs side by side; says which differences exceed noise",
-    "corpus": "build or inspect the token corpus that prompts are cut from",
+    "corpus": "build or inspect the token corpus that prompts are cut from; make a tokenizer.json",
     "report": "write report.html, report.md and junit.xml of a run",
     "explain-log": "read an engine's log and say what its lines mean",
     "bundle": "build a wheelhouse for hosts without a package index",

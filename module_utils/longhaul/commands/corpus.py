@@ -1,19 +1,22 @@
-"""``longhaul corpus build | info``: make or inspect the token corpus that prompts are cut from."""
+"""``longhaul corpus build | info | tokenizer``: make or inspect the token corpus that prompts are cut from."""
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from pathlib import Path
 
 from ..errors import UserError
 from ..prompts.build import BuildProgress, ensure_corpus, recommended_tokens
-from ..prompts.corpus import CorpusMeta, default_cache_dir, find_corpora, read_meta
+from ..prompts.cache import default_cache_dir
+from ..prompts.convert import converted
+from ..prompts.corpus import CorpusMeta, find_corpora, read_meta
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``build`` with its source, tokenizer and length; ``info`` with an optional folder."""
+    """``build`` with its source, tokenizer and length; ``info`` with an optional folder; ``tokenizer`` with a model's folder."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = actions.add_parser("build", help="tokenize once, keep on disk")
     build.add_argument("--tokenizer", type=Path, metavar="DIR", help="model folder or tokenizer.json; without it: --vocab-size")
@@ -28,13 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--rebuild", action="store_true", help="build again even if it is there")
     info = actions.add_parser("info", help="what is on disk")
     info.add_argument("folder", type=Path, nargs="?", help="one corpus; default: every one in the cache")
-    for sub in (build, info):
+    tokenizer = actions.add_parser("tokenizer", help="make tokenizer.json for a model that comes without one")
+    tokenizer.add_argument("folder", type=Path, metavar="DIR", help="model folder with tokenizer.model, vocab.json ...")
+    tokenizer.add_argument(
+        "--out", type=Path, metavar="DIR", help="put it there, into the model folder say; default: the cache only"
+    )
+    for sub in (build, info, tokenizer):
         sub.add_argument("--cache-dir", type=Path, metavar="DIR", help=f"default {default_cache_dir()} ($LONGHAUL_CACHE)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 2 for wrong input."""
-    return _build(args) if args.action == "build" else _info(args)
+    return {"build": _build, "info": _info, "tokenizer": _tokenizer}[args.action](args)
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -75,6 +83,20 @@ def _info(args: argparse.Namespace) -> int:
         print(f"no corpus in {(args.cache_dir or default_cache_dir()) / 'corpus'}; make one with 'longhaul corpus build'")
     for number, (folder, meta) in enumerate(found):
         print(("\n" if number else "") + f"{folder}\n{_describe(meta)}")
+    return 0
+
+
+def _tokenizer(args: argparse.Namespace) -> int:
+    if (args.folder / "tokenizer.json").exists():
+        print(f"{args.folder} has a tokenizer.json")
+        return 0
+    made = converted(args.folder, args.cache_dir)
+    if args.out is not None:
+        try:
+            shutil.copytree(made, args.out, dirs_exist_ok=True)
+        except (OSError, shutil.Error) as exc:
+            raise UserError(f"{args.out} cannot be written ({exc})", "a writable folder", "choose another --out") from exc
+    print((args.out or made) / "tokenizer.json")
     return 0
 
 

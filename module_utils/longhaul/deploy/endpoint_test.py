@@ -17,6 +17,7 @@ from ..files import read_json
 from ..models.architecture import ModelArchitecture
 from ..models.reader import load_architecture
 from ..physics.hardware import GIB, DetectedGpu, Gpu, detect_gpus, get_gpu
+from ..prompts.convert import has_tokenizer, vocabulary_files
 from ..prompts.needles import KINDS
 from ..results import CapacityFacts, RunResult, from_jsonable
 from ..validate.config import NeedleSettings, Point, ValidateConfig
@@ -87,6 +88,9 @@ def config_from_options(
     gpus = int(settings["tensor_parallel"]) * int(settings["pipeline_parallel"])
     gpu = _gpu(str(options.get("gpu") or ""), detected)
     tokenizer = Path(options["tokenizer_dir"]) if options.get("tokenizer_dir") else model_dir
+    # A run that cannot do without one says what is missing; any other run sends random ids.
+    needs_one = bool(options.get("needles")) or options.get("transport") == "text"
+    usable = has_tokenizer(tokenizer) or (needs_one and bool(vocabulary_files(tokenizer)))
     capacity = facts.get("capacity")
     limits = {k: number(f"context_test limit {k}", v) for k, v in (options.get("limits") or {}).items() if v not in (None, "")}
     kinds = tuple(options.get("needle_kinds") or ("multi",))
@@ -103,7 +107,7 @@ def config_from_options(
         run_id=run_id,
         points=points_from(options),
         context_tokens=int(settings["context_tokens"]),
-        tokenizer_dir=tokenizer if (tokenizer / "tokenizer.json").exists() else None,
+        tokenizer_dir=tokenizer if usable else None,
         vocab_size=architecture.vocab_size if architecture else None,
         corpus_dir=cache_dir,
         corpus_source=Path(options["corpus"]) if options.get("corpus") else None,

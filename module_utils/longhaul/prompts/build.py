@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from .corpus import FORMAT, Corpus, CorpusMeta, Kind, default_cache_dir, open_corpus, read_meta
+from .cache import default_cache_dir
+from .corpus import FORMAT, Corpus, CorpusMeta, Kind, open_corpus, read_meta
 from .ids import Ids, block_offsets, distinct_ngram_share, render_ids
 from .text import file_chunks, file_fingerprint, generated_chunks, random_block, random_id_range
 from .tokenizer import Tokenizer, load_tokenizer
@@ -71,7 +72,7 @@ def ensure_corpus(
         raise UserError(f"{tokens} corpus tokens", "at least 1", "give the number of tokens the longest prompt needs")
     if tokens is None and (source is None or extend):
         raise UserError("no number of tokens", "a number of tokens (generated text has no end)", "pass --tokens")
-    opened = load_tokenizer(tokenizer) if tokenizer is not None else None
+    opened = load_tokenizer(tokenizer, cache_dir) if tokenizer is not None else None
     plan = _plan(opened, source, vocab_size, seed, extend)
     folder = (cache_dir or default_cache_dir()) / "corpus" / _key(plan)
     report = progress or (lambda _: None)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UserError
+from .cache import default_cache_dir
 from .ids import BLOCK_TOKENS, Ids, block_offsets, decimal_digits, distinct_ngram_share, render_ids
 from .text import random_ids
 from .tokenizer import Tokenizer
@@ -139,14 +139,6 @@ def corpus_from_ids(ids: Ids, *, tokenizer: Tokenizer | None = None, source: str
 def random_ids_corpus(vocab_size: int, tokens: int, *, seed: int = 0) -> Corpus:
     """A corpus of random ids in memory, for a model without a tokenizer; see :func:`random_ids`."""
     return corpus_from_ids(random_ids(vocab_size, tokens, seed), source=f"random ids below {vocab_size}, seed {seed}")
-
-
-def default_cache_dir() -> Path:
-    """``$LONGHAUL_CACHE``, else ``$XDG_CACHE_HOME/longhaul``, else ``~/.cache/longhaul``."""
-    own = os.environ.get("LONGHAUL_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longhaul"
 
 
 def open_corpus(folder: Path, *, tokenizer: Tokenizer | None = None, limit_tokens: int | None = None) -> Corpus:

@@ -7,26 +7,22 @@ random, recorded start, so nothing repeats inside. All choices follow from (seed
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import UserError
 from .corpus import Corpus
 from .facts import PromptFacts
+from .frames import Frame, chat_frame, plain_frame
 from .ids import render_ids
 from .needles import NeedlePlan
 from .tokenizer import Tokenizer
 
 NONCE_TOKENS = 16
-LATEST_NONCE = 8
-"""At most so many tokens stand before the nonce, so that half of it lies in the first block of 16."""
 TEXT_SHARED_TOKENS = 64
 """Allowed before a text prompt's nonce: a chat template's head stands there, and its size is not known from outside."""
-_NONCE_MARK, _BODY_MARK, _QUESTION_MARK = "\ue000nonce\ue001", "\ue000text\ue001", "\ue000question\ue001"
 
 Piece = bytes | memoryview
 
@@ -57,16 +53,6 @@ class TextPrompt(PromptFacts):
     rounds: int
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """Ids around the text: before the nonce, between nonce and text, between text and question, after the question."""
-
-    head: tuple[int, ...]
-    intro: tuple[int, ...]
-    before_question: tuple[int, ...]
-    tail: tuple[int, ...]
-
-
 class PromptFactory:
     """Cuts prompts from a corpus.
 
@@ -77,7 +63,7 @@ class PromptFactory:
     def __init__(self, corpus: Corpus, seed: int = 0, *, chat: bool | None = None) -> None:
         self.corpus = corpus
         self.seed = seed
-        self._frame: _Frame | None = None
+        self._frame: Frame | None = None
         self._chat = chat
 
     def prompt(
@@ -94,7 +80,7 @@ class PromptFactory:
         """
         if input_tokens < 1:
             raise UserError(f"a prompt of {input_tokens} tokens", "at least 1", "correct the input length")
-        frame = _Frame((), (), (), ())
+        frame = Frame((), (), (), ())
         facts: list[tuple[float, tuple[int, ...]]] = []
         end: tuple[int, ...] = ()
         if needles is not None:
@@ -242,7 +228,7 @@ class PromptFactory:
     def _uses_chat(self, tokenizer: Tokenizer) -> bool:
         return bool(tokenizer.chat_template) if self._chat is None else self._chat
 
-    def _needle_frame(self, tokenizer: Tokenizer) -> _Frame:
+    def _needle_frame(self, tokenizer: Tokenizer) -> Frame:
         if self._frame is None:
             self._frame = chat_frame(tokenizer) if self._uses_chat(tokenizer) else plain_frame(tokenizer)
         return self._frame
@@ -271,77 +257,3 @@ def _closed(pieces: list[Piece]) -> list[Piece]:
     kept = [p for p in pieces if len(p)]
     last = kept.pop()
     return [*kept, last[:-1] + b"]"] if isinstance(last, bytes) else [*kept, last[:-1], b"]"]
-
-
-# --- frames ----------------------------------------------------------------------------------------------------------------
-
-_INSTRUCTION = "A long text follows. It hides some facts. Read it, then answer the question that stands at its end."
-
-
-def plain_frame(tokenizer: Tokenizer) -> _Frame:
-    """For a base model or a tokenizer without a chat template: BOS (where the tokenizer names one), text, question."""
-    head = (tokenizer.bos_id,) if tokenizer.adds_bos and tokenizer.bos_id is not None else ()
-    return _Frame(
-        head, tokenizer.encode(f"\n\n{_INSTRUCTION}\n\n"), tokenizer.encode("\n\nQuestion: "), tokenizer.encode("\nAnswer: ")
-    )
-
-
-def chat_frame(tokenizer: Tokenizer) -> _Frame:
-    """The tokenizer's chat template around the text; the nonce stands in the system message, or before everything (not BOS).
-
-    Templates that know no system role get all in the user message. Raises UserError where the template cannot be used.
-    """
-    user = f"{_BODY_MARK}\n\n{_QUESTION_MARK}"
-    system = {"role": "system", "content": f"{_NONCE_MARK}\n{_INSTRUCTION}"}
-    tries = [
-        [system, {"role": "user", "content": user}],
-        [{"role": "user", "content": f"{_NONCE_MARK}\n{_INSTRUCTION}\n\n{user}"}],
-    ]
-    rendered = ""
-    problem: Exception | None = None
-    for messages in tries:
-        try:
-            rendered = render_chat(tokenizer, messages)
-        except Exception as exc:  # whatever a template author raises
-            problem = exc
-            continue
-        if all(rendered.count(m) == 1 for m in (_NONCE_MARK, _BODY_MARK, _QUESTION_MARK)):
-            break
-    else:
-        raise UserError(
-            f"a chat template that cannot be rendered ({problem or 'it drops the message'})", "a usable template", "turn chat off"
-        )
-    head, rest = rendered.split(_NONCE_MARK)
-    intro, rest = rest.split(_BODY_MARK)
-    before, tail = rest.split(_QUESTION_MARK)
-    frame = _Frame(*(tokenizer.encode(part) for part in (head, intro, before, tail)))
-    if len(frame.head) <= LATEST_NONCE:
-        return frame
-    # A template with much before the message (Llama 3: dates) would fill the first cache block alike for every prompt:
-    # then the nonce goes before all of it, after BOS.
-    keep = 1 if frame.head[0] == tokenizer.bos_id else 0
-    return _Frame(frame.head[:keep], frame.head[keep:] + frame.intro, frame.before_question, frame.tail)
-
-
-def render_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> str:
-    """Messages -> text by the tokenizer's Jinja chat template, ending where the assistant begins to speak."""
-    from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def fail(message: str) -> str:
-        raise TemplateError(message)
-
-    # What transformers gives templates: blocks trimmed, break/continue, tojson, raise_exception, the special tokens by name.
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    env.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-    names: dict[str, Any] = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        value = tokenizer.config.get(name)
-        names[name] = value.get("content", "") if isinstance(value, dict) else value or ""
-    names["raise_exception"] = fail
-    # The date would make the prompt depend on the day.
-    names["strftime_now"] = lambda _format: "2025-01-01"
-    with contextlib.suppress(KeyError):
-        names.pop("")
-    return env.from_string(tokenizer.chat_template or "").render(messages=messages, add_generation_prompt=True, **names)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UserError
+from .convert import converted
 from .ids import Ids
 
 if TYPE_CHECKING:
@@ -72,10 +73,11 @@ class Tokenizer:
         return None if found is None else int(found)
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path, cache_dir: Path | None = None) -> Tokenizer:
     """Read ``tokenizer.json`` from a file or a model folder (with its chat template, if there is one).
 
-    Raises UserError where there is none, or where it cannot be parsed.
+    A folder without that file gets one from :func:`.convert.converted`, kept in ``cache_dir``.
+    Raises UserError where there is no tokenizer, or where it cannot be parsed.
     """
     try:
         import tokenizers
@@ -85,6 +87,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
             "it, to read the model's tokenizer",
             "run scripts/bootstrap, or give the vocabulary size instead (random ids)",
         ) from exc
+    if path.is_dir() and not (path / "tokenizer.json").exists():
+        path = converted(path, cache_dir)
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
         content = file.read_bytes()
@@ -104,8 +108,15 @@ def load_tokenizer(path: Path) -> Tokenizer:
     template: str | None = None
     with contextlib.suppress(OSError, ValueError):
         config = json.loads((file.parent / "tokenizer_config.json").read_text(encoding="utf-8"))
-        if isinstance(config.get("chat_template"), str):
-            template = config["chat_template"]
+        template = _template_of(config.get("chat_template"))
     with contextlib.suppress(OSError):
         template = (file.parent / "chat_template.jinja").read_text(encoding="utf-8")
     return Tokenizer(raw, hashlib.sha256(content).hexdigest(), config, template)
+
+
+def _template_of(value: Any) -> str | None:
+    """The chat template in a tokenizer's configuration: a string, or a list of named ones with a ``default``."""
+    if isinstance(value, list):
+        named = {row.get("name"): row.get("template") for row in value if isinstance(row, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) else None

@@ -59,6 +59,7 @@ def open_prompts(config: ValidateConfig, seed: int, reporter: Reporter) -> Promp
 
     tokens = recommended_tokens(max(p.input_tokens for p in config.points))
     if config.tokenizer_dir is None:
+        reporter.say("corpus", f"no tokenizer: prompts are random ids of a vocabulary of {config.vocab_size:,}")
         corpus = random_ids_corpus(config.vocab_size or 0, tokens, seed=seed)
     else:
         reporter.say("corpus", f"opening {tokens:,} tokens of corpus")
@@ -156,8 +157,11 @@ class RequestMaker:
 
     async def _text_prompt(self, tokens: int, key: str, plan: NeedlePlan | None) -> TextPrompt:
         """A prompt as text, aligned to the server's own count: its /tokenize, else our tokenizer plus what usage taught us."""
+        from ..prompts.chat import chat_counter
+
         server, tokenizer = self._server, self._factory.corpus.tokenizer
         assert tokenizer is not None  # noqa: S101 - check_config demands one for text
+        own_count = chat_counter(tokenizer)
         loop = asyncio.get_running_loop()
 
         def count(text: str) -> int:
@@ -165,7 +169,7 @@ class RequestMaker:
                 told = asyncio.run_coroutine_threadsafe(server.count_tokens(text), loop).result()
                 if told is not None:
                     return told
-            return len(tokenizer.encode(text)) + self.text_overhead_tokens
+            return own_count(text) + self.text_overhead_tokens
 
         return await asyncio.to_thread(self._factory.text_prompt, tokens, seed_key=key, count=count, needles=plan)
 
@@ -194,7 +198,9 @@ async def align_text(
         error = record.prompt_tokens - record.input_tokens
         if error == 0:
             added = maker.text_overhead_tokens
-            reporter.say("align", f"text prompts are exact; the server adds {added} tokens (chat template)")
+            reporter.say(
+                "align", f"text prompts are exact; the server counts {added} tokens more than the tokenizer and its chat template"
+            )
             return
         maker.text_overhead_tokens += error
     reporter.say("align", "text prompts cannot be aligned exactly to the server's count: see each point's token error")

@@ -23,6 +23,7 @@ from longhaul.engines.settings import EngineSettings, settings_from
 from longhaul.errors import UserError
 from longhaul.files import to_json, write_atomic
 from longhaul.physics.hardware import DetectedGpu, get_gpu
+from longhaul.prompts import convert
 from longhaul.validate.progress import Progress
 from standin.fixture import StandIn
 from support.paths import CONFIGS
@@ -312,6 +313,21 @@ class TestRunSetup:
         assert config.environment["cpu"] is None
         assert config.environment["gpus"] == []
         assert not config.calibrate
+
+    def test_without_transformers_only_a_run_that_needs_a_tokenizer_stops_at_a_missing_tokenizer_json(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = tmp_path / "model"
+        model.mkdir()
+        (model / "tokenizer.model").touch()
+        given = {"tokenizer_dir": str(model)}
+        assert self.make(tmp_path, options=given).tokenizer_dir == model
+        monkeypatch.setattr(convert, "can_convert", lambda: False)
+        assert self.make(tmp_path, options=given).tokenizer_dir is None
+        assert self.make(tmp_path, options={**given, "needles": True}).tokenizer_dir == model
+        assert self.make(tmp_path, options={**given, "transport": "text"}).tokenizer_dir == model
+        (model / "tokenizer.json").touch()
+        assert self.make(tmp_path, options=given).tokenizer_dir == model
 
     @pytest.mark.parametrize(
         ("change", "word"),

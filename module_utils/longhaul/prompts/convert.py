@@ -1,0 +1,138 @@
+"""``tokenizer.json`` for a model that comes without one, made by transformers from the files that it does have.
+
+Some models ship a SentencePiece model, a tiktoken file or vocabulary and merges only. transformers reads them; what it makes
+of them is saved once in the cache as ``tokenizer.json``, so that prompts, and hosts, need the small package ``tokenizers`` only.
+Runs where transformers is installed: on the controller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .cache import default_cache_dir
+
+# What holds a vocabulary, in the names of the Hub: SentencePiece, tiktoken, Mistral's tekken, BPE, WordPiece.
+_VOCABULARIES = (
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tiktoken.model",
+    "*.tiktoken",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+)
+# What says how to use it.
+_SETTINGS = (
+    "merges.txt",
+    "config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def vocabulary_files(folder: Path) -> tuple[Path, ...]:
+    """The files of a model folder from which a ``tokenizer.json`` can be made, sorted."""
+    return tuple(sorted({f for pattern in _VOCABULARIES for f in folder.glob(pattern) if f.is_file()}))
+
+
+def can_convert() -> bool:
+    """Whether this Python has transformers."""
+    return importlib.util.find_spec("transformers") is not None
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer can be read from this folder, here: a ``tokenizer.json``, or files for it and transformers."""
+    return (folder / "tokenizer.json").exists() or (can_convert() and bool(vocabulary_files(folder)))
+
+
+def converted(folder: Path, cache_dir: Path | None = None) -> Path:
+    """A folder with the ``tokenizer.json`` of the model in ``folder``, made on the first call and kept in the cache.
+
+    The cache's key is the content of the model's tokenizer files. Nothing is downloaded, and no code of the model runs.
+    Raises UserError: no tokenizer file at all, no transformers, or a tokenizer that transformers cannot turn into that form.
+    """
+    found = vocabulary_files(folder)
+    if not found:
+        raise UserError(
+            f"no tokenizer in {folder}",
+            "tokenizer.json, or files to make it from (" + ", ".join(_VOCABULARIES) + ")",
+            "name the model folder; without a tokenizer, give the vocabulary size instead (random ids)",
+        )
+    sources = [*found, *(folder / name for name in _SETTINGS if (folder / name).is_file())]
+    target = (cache_dir or default_cache_dir()) / "tokenizers" / _fingerprint(sources)[:32]
+    if not (target / "tokenizer.json").exists():
+        _convert(sources, target)
+    return target
+
+
+def _fingerprint(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\n".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _convert(sources: list[Path], target: Path) -> None:
+    names = ", ".join(f.name for f in sources[:3])
+    if not can_convert():
+        raise UserError(
+            f"no tokenizer.json in {sources[0].parent} (only {names}), and Python {sys.executable} without transformers",
+            "tokenizer.json",
+            "run 'scripts/longhaul corpus tokenizer DIR' on the controller and put its tokenizer.json into the model's folder",
+        )
+    work = target.with_name(f".making-{target.name}-{os.getpid()}")
+    try:
+        work.mkdir(parents=True)
+        # A copy of these files alone: the folder may hold weights, and nothing else of it must decide.
+        for file in sources:
+            shutil.copyfile(file, work / file.name)
+        tokenizer = _load(work, names)
+        made = work / "made"
+        tokenizer.save_pretrained(str(made))
+        if not (made / "tokenizer.json").exists():
+            raise _refused(names, f"transformers reads it as {type(tokenizer).__name__}, which has no such form")
+        with contextlib.suppress(OSError):  # another run was quicker: its result is the same
+            made.rename(target)
+    except OSError as exc:
+        raise UserError(
+            f"the tokenizer made from {names} cannot be written to {target} ({exc.strerror or exc})",
+            "a writable folder",
+            "point LONGHAUL_CACHE or --cache-dir to one",
+        ) from exc
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _load(folder: Path, names: str) -> Any:
+    # Read when huggingface_hub and transformers are imported: no question to the Hub, no advice on PyTorch.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as exc:  # each tokenizer class raises its own
+        words = " ".join(str(exc).split())[:300] or type(exc).__name__
+        raise _refused(names, words) from exc
+
+
+def _refused(names: str, words: str) -> UserError:
+    return UserError(
+        f"no tokenizer.json, and none can be made from {names} ({words})",
+        "a tokenizer that transformers reads without code of the model's author; tokenizer.model needs sentencepiece and protobuf, "
+        "tiktoken files need tiktoken",
+        "install them, or get a tokenizer.json for this model, or give the vocabulary size instead (random ids)",
+    )
