@@ -69,11 +69,15 @@ async def serving(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def tunnel(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def connect(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Do what the CONNECT in ``head`` asks a proxy for, to a port of this machine."""
-    port = int(head.split(b"\r\n")[0].split(b":")[1].split()[0])
-    far_reader, far_writer = await asyncio.open_connection("localhost", port)
     writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+    await tunnel(int(head.split(b"\r\n")[0].split(b":")[1].split()[0]), reader, writer)
+
+
+async def tunnel(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pass bytes both ways between this connection and a port of this machine, until one side ends."""
+    far_reader, far_writer = await asyncio.open_connection("localhost", port)
 
     async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         while data := await source.read(65536):

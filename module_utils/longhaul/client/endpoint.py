@@ -70,7 +70,9 @@ def tls_context(ca_file: Path | None = None) -> ssl.SSLContext:
             context.load_verify_locations(cafile=ca_file)
         except (OSError, ssl.SSLError) as exc:
             reason = exc.strerror if isinstance(exc, OSError) and not isinstance(exc, ssl.SSLError) else "no certificate in it"
-            raise UserError(f"CA file {ca_file} ({reason})", "a readable PEM file of certificates", "correct --ca-file") from exc
+            raise UserError(
+                f"CA file {ca_file} ({reason})", "a readable PEM file of certificates", "correct --ca-file (context_test_ca_file)"
+            ) from exc
     return context
 
 
@@ -81,7 +83,7 @@ def connect_words(exc: BaseException) -> str:
     if isinstance(exc, ConnectionRefusedError):
         return "connection refused (nothing listens there)"
     if isinstance(exc, ssl.SSLCertVerificationError):
-        return f"TLS certificate not trusted ({exc.verify_message}): name the authority that signed it with --ca-file"
+        return f"TLS certificate not trusted ({exc.verify_message}): name the authority that signed it with --ca-file (context_test_ca_file)"
     if isinstance(exc, ssl.SSLError):
         return f"TLS failed ({exc.reason}): is it an http:// address?"
     return str(exc) or type(exc).__name__

@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--no-cache-salt", action="store_true", help="do not isolate this run from earlier prompts with a cache salt")
     add("--no-flush", action="store_true", help="do not empty the prefix cache before each point")
+    add("--ca-file", type=Path, help="certificates (PEM) to trust beside the system's, for an https url")
     add("--proxy", help="http://HOST:PORT to go through; the environment's proxies are never used")
     add("--host-name", help="name of the host in the results (default: from the url)")
     add("--run-id", help="name of the run (default: UTC time)")
@@ -147,6 +148,7 @@ def config_from(args: argparse.Namespace) -> ValidateConfig:
         cache_salt=not args.no_cache_salt,
         flush=not args.no_flush,
         proxy=args.proxy,
+        ca_file=args.ca_file,
     )
 
 

@@ -140,6 +140,7 @@ def config_from_options(
         cache_salt=bool(options.get("cache_salt", True)),
         flush=bool(options.get("flush", True)),
         proxy=options.get("proxy") or None,
+        ca_file=Path(options["ca_file"]) if options.get("ca_file") else None,
     )
 
 

@@ -77,6 +77,7 @@ class ValidateConfig:
     time a matrix product instead, for a CPU engine on this machine. ``weights_dtype`` and ``kv_dtype`` sharpen the floor.
     ``kv_cache_tokens``: the engine's own pool size. ``cache_salt`` and ``flush`` keep everybody's earlier prompts out of the
     way; switch them off to see what a repeated prompt looks like. ``proxy``: go through it (the environment's is never used).
+    ``ca_file``: authorities (PEM) to trust beside the system's, for an https url.
     ``attempts``: how often a point is measured, each time with fresh prompts, when only circumstances spoilt it (a client
     that lagged, other clients on the server); every attempt stays in ``requests.jsonl``.
     ``timeout_floor_s``: added to every time-out that the forecast gives (a busy host, first use of kernels).
@@ -118,6 +119,7 @@ class ValidateConfig:
     cache_salt: bool = True
     flush: bool = True
     proxy: str | None = None
+    ca_file: Path | None = None
     timeout_floor_s: float = 30.0
     headers: Mapping[str, str] = field(default_factory=dict)
     attempts: int = 3

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..client.control import ControlClient
-from ..client.endpoint import Endpoint
+from ..client.endpoint import Endpoint, tls_context
 from ..client.load import RecordWriter
 from ..client.stream import StreamClient
 from ..engines.registry import get_engine
@@ -53,9 +53,10 @@ async def _run(config: ValidateConfig, reporter: Reporter, server_log: Callable[
     seed = config.seed if config.seed is not None else secrets.randbits(31)
     adapter = get_engine(config.engine)
     endpoint = Endpoint.parse(config.url)
+    tls = tls_context(config.ca_file) if endpoint.scheme == "https" else None
     async with (
-        StreamClient(endpoint, api_key=config.api_key, headers=config.headers, proxy=config.proxy) as client,
-        ControlClient(endpoint, api_key=config.api_key, headers=config.headers, proxy=config.proxy) as control,
+        StreamClient(endpoint, api_key=config.api_key, headers=config.headers, tls=tls, proxy=config.proxy) as client,
+        ControlClient(endpoint, api_key=config.api_key, headers=config.headers, tls=tls, proxy=config.proxy) as control,
     ):
         with contextlib.closing(RecordWriter(config.out_dir / "requests.jsonl")) as writer:
             server = Server(control, adapter, config, reporter, server_log)

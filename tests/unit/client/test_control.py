@@ -15,7 +15,7 @@ from longhaul.client import control
 from longhaul.client.control import ControlClient, Reply, ServerUnreachable
 from longhaul.client.endpoint import Endpoint, tls_context
 from longhaul.errors import UserError
-from support.scripted import Script, make_certificate, plain, read_request, serving, tunnel
+from support.scripted import Script, connect, make_certificate, plain, read_request, serving
 
 
 def answered(text: bytes, heads: list[bytes] | None = None) -> Script:
@@ -138,7 +138,7 @@ def test_https_through_a_proxy_with_a_private_authority_and_without_it(tmp_path:
 
     async def proxy_script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked.append(await reader.readuntil(b"\r\n\r\n"))
-        await tunnel(asked[-1], reader, writer)
+        await connect(asked[-1], reader, writer)
 
     async def run() -> str:
         trust = tls_context(ca_file)

@@ -15,7 +15,7 @@ from longhaul.client.exchange import Exchange, Timeouts
 from longhaul.client.stream import StreamClient
 from longhaul.engines.registry import get_engine
 from longhaul.results import RequestStatus
-from support.scripted import DONE, HEAD, USAGE, Script, chunk, event, make_certificate, plain, read_request, serving, tunnel
+from support.scripted import DONE, HEAD, USAGE, Script, chunk, connect, event, make_certificate, plain, read_request, serving
 
 VLLM = get_engine("vllm")
 
@@ -277,7 +277,7 @@ def test_https_a_proxy_to_it_and_an_untrusted_certificate(certificate: tuple[ssl
 
     async def proxy_script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked.append(await reader.readuntil(b"\r\n\r\n"))
-        await tunnel(asked[-1], reader, writer)
+        await connect(asked[-1], reader, writer)
 
     async def act() -> list[Exchange]:
         found = []
