@@ -13,6 +13,9 @@ description:
     V(ended) takes the burn-in's instance away and names the endpoints to start again.
   - A verdict other than PASS does not fail the task; the playbook's gate does, after the reports are written.
   - Reports no change - the host is given back as it was.
+attributes:
+  check_mode: {support: full, description: Refuses as usual and does no step.}
+  diff_mode: {support: none, description: The host is given back as it was.}
 author: [Longhaul]
 options:
   home: {description: longhaul_home on the host., type: path, required: true}
@@ -50,22 +53,20 @@ checks: {description: One line a finding., returned: state judged, type: list}
 out_dir: {description: Where the evidence lies., returned: state judged, type: str}
 """
 
-from ansible.module_utils.longhaul.burnin.host import (
-    begin,
-    check_instance,
-    conclude,
-    end,
-    evidence,
-    measure_all_reduce,
-    refuse_if_serving,
-    serving,
-)
-from ansible.module_utils.longhaul.burnin.judge import limits_from
-from ansible.module_utils.longhaul.deploy.spec import load_spec
 from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
 
+from typing import Any
 
-def work(module, progress):
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.longhaul.burnin.allreduce import measure_all_reduce
+from ansible.module_utils.longhaul.burnin.conclude import conclude
+from ansible.module_utils.longhaul.burnin.host import begin, check_instance, end, evidence, refuse_if_serving, serving
+from ansible.module_utils.longhaul.burnin.judge import limits_from
+from ansible.module_utils.longhaul.deploy.spec import load_spec
+from ansible.module_utils.longhaul.progress import ProgressWriter
+
+
+def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     """One step."""
     options = module.params
     where = endpoint(module)
@@ -108,13 +109,13 @@ def work(module, progress):
         **result,
         "verdict": run.verdict.value,
         "reasons": [r.text for r in run.reasons],
-        "checks": [str(c) for c in run.burnin.checks],
+        "checks": [str(c) for c in run.burnin.checks] if run.burnin else [],
         "out_dir": str(evidence(where, run_id)),
         "ansible_facts": {"longhaul": facts},
     }
 
 
-def main():
+def main() -> None:
     """Entry point."""
     run_module(
         {

@@ -9,6 +9,9 @@ short_description: Check variables or a host before anything changes
 description:
   - Each option is one group of checks; what is not given is not checked. Changes nothing, ever.
   - Delegated to localhost it runs inside Ansible itself (see plugins/action), which spares a process for every host.
+attributes:
+  check_mode: {support: full, description: Changes nothing with or without it.}
+  diff_mode: {support: none, description: It changes nothing.}
 author: [Longhaul]
 options:
   home: {description: longhaul_home on the host., type: path}
@@ -40,28 +43,16 @@ RETURN = r"""
 findings: {description: "found, required, fix, severity.", returned: always, type: list}
 """
 
-import sys
-
-# Said before the package is imported: it needs a newer Python than the oldest that Ansible still talks to.
-if sys.version_info < (3, 10):
-    import json
-
-    print(
-        json.dumps(
-            {
-                "failed": True,
-                "msg": "found: Python {}.{} on the host | required: Python 3.10 or newer | "
-                "fix: install a newer python3 and set ansible_python_interpreter".format(*sys.version_info[:2]),
-            }
-        )
-    )
-    sys.exit(1)
-
-from ansible.module_utils.longhaul.deploy.preflight import as_result, run_checks
 from ansible.module_utils.longhaul_module import run_module
 
+from typing import Any
 
-def work(module, progress):
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.longhaul.deploy.preflight import as_result, run_checks
+from ansible.module_utils.longhaul.progress import ProgressWriter
+
+
+def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     """Run what was asked for; gather everything before failing."""
     result, warnings = as_result(run_checks(module.params))
     for warning in warnings:
@@ -69,7 +60,7 @@ def work(module, progress):
     return result
 
 
-def main():
+def main() -> None:
     """Entry point."""
     run_module(
         {

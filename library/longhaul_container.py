@@ -9,6 +9,9 @@ short_description: Make a host ready for an engine's container
 description:
   - Writes the small launcher that becomes the engine inside, and says whether the image is on this host and what it is exactly.
   - Pulls nothing; community.docker does. A container itself is made by M(longhaul_service).
+attributes:
+  check_mode: {support: full, description: Writes no file.}
+  diff_mode: {support: full, description: Shows the launcher before and after.}
 author: [Longhaul]
 options:
   home: {description: longhaul_home on the host., type: path, required: true}
@@ -28,32 +31,39 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-present: {description: Is the image here?, returned: always, type: bool}
+present: {description: Whether the image is here., returned: always, type: bool}
 image_id: {description: Its own id., returned: when present, type: str}
 digest: {description: What its registry calls it., returned: when known, type: str}
 """
 
+from ansible.module_utils.longhaul_module import ENDPOINT, diff_of, endpoint, run_module
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.runtimes.container import ContainerSettings, container_from, reference
-from ansible.module_utils.longhaul.deploy.runtimes.docker import Docker, DockerError, find_image
+from ansible.module_utils.longhaul.deploy.runtimes.docker_api import Docker, DockerError, find_image
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.files import write_atomic
-from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
+from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
-def work(module, progress):
+def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     """Look, and write the launcher where it differs."""
     options = module.params
     where = endpoint(module)
     wanted: ContainerSettings = container_from(
         {"image": options["image"], "digest": options["digest"], "cache_dir": str(where.home / "cache")}
     )
-    changed = False
+    changed, diff = False, diff_of("", "", "")
     if options["launcher"] is not None:
         text = options["launcher"].rstrip("\n") + "\n"
         try:
-            changed = where.launcher.read_text(encoding="utf-8") != text
+            before = where.launcher.read_text(encoding="utf-8")
         except OSError:
-            changed = True
+            before = ""
+        changed = before != text
+        diff = diff_of(str(where.launcher), before, text)
         if changed and not module.check_mode:
             write_atomic(where.launcher, text, 0o755)
     try:
@@ -69,10 +79,10 @@ def work(module, progress):
             "the image by that name and digest",
             "set engine_image and engine_image_digest",
         )
-    return {"changed": changed, **found}
+    return {"changed": changed, **found, "diff": diff}
 
 
-def main():
+def main() -> None:
     """Entry point."""
     run_module(
         {

@@ -9,6 +9,9 @@ short_description: Install a folder of .deb files without a repository
 description:
   - Installs, in one transaction, those packages of the folder that the host lacks or has older. Asks no repository, downloads
     nothing, never downgrades. The folder must hold the dependencies that the host lacks.
+attributes:
+  check_mode: {support: full, description: Installs nothing and names what it would install.}
+  diff_mode: {support: full, description: Shows the versions before and after.}
 author: [Longhaul]
 options:
   folder: {description: Folder on the host that holds the .deb files., type: path, required: true}
@@ -26,23 +29,28 @@ RETURN = r"""
 installed: {description: "NAME=VERSION of what was (or would be) installed.", returned: always, type: list}
 """
 
+from ansible.module_utils.longhaul_module import diff_of, run_module
+
 import fnmatch
 import re
 from pathlib import Path
+from typing import Any
 
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.host.debs import DEB_FORMAT, INSTALLED_FORMAT, needed, parse_deb, parse_installed
-from ansible.module_utils.longhaul_module import run_module
+from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
-def work(module, progress):
+def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     """Look, compare, install."""
     folder, only = Path(module.params["folder"]), module.params["only"]
 
-    def run(*words, check=True):
-        return module.run_command(
+    def run(*words: str, check: bool = True) -> tuple[int, str, str]:
+        code, out, err = module.run_command(
             list(words), check_rc=check, environ_update={"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
         )
+        return int(code), str(out), str(err)
 
     files = sorted(folder.glob("*.deb"))
     if not files:
@@ -55,11 +63,14 @@ def work(module, progress):
         run("dpkg-query", "-W", f"-f={INSTALLED_FORMAT}", *sorted({deb.name for deb in debs}), check=False)[1]
     )
 
-    def newer(left, right):
+    def newer(left: str, right: str) -> bool:
         return run("dpkg", "--compare-versions", left, "gt", right, check=False)[0] == 0
 
     todo = needed(debs, present, newer, run("dpkg", "--print-architecture")[1].strip())
-    result = {"changed": bool(todo), "installed": [f"{deb.name}={deb.version}" for deb in todo]}
+    names = [f"{deb.name}={deb.version}" for deb in todo]
+    before = [f"{deb.name}={present[deb.name]}" for deb in todo if deb.name in present]
+    diff = diff_of("packages", "".join(f"{x}\n" for x in before), "".join(f"{x}\n" for x in names))
+    result = {"changed": bool(todo), "installed": names, "diff": diff}
     if not todo or module.check_mode:
         return result
     # No source, so nothing to download from. (--no-download itself trips over local files: it drops their folder.)
@@ -77,7 +88,7 @@ def work(module, progress):
     return result
 
 
-def main():
+def main() -> None:
     """Entry point."""
     run_module(
         {

@@ -9,6 +9,9 @@ short_description: Write the deployed section of the local facts
 description:
   - Keeps C(ansible_local.longhaul.deployed) equal to the spec that is current; a verdict that belongs to another spec is removed,
     because nobody has proven the new one yet.
+attributes:
+  check_mode: {support: full, description: Writes no file.}
+  diff_mode: {support: full, description: Shows the fact file before and after.}
 author: [Longhaul]
 options:
   home: {description: longhaul_home on the host., type: path, required: true}
@@ -31,39 +34,48 @@ RETURN = r"""
 path: {description: The fact file., returned: always, type: str}
 """
 
-from pathlib import Path
+from ansible.module_utils.longhaul_module import ENDPOINT, diff_of, endpoint, run_module
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.hostfacts import deployed_facts, update_facts, validated_facts
 from ansible.module_utils.longhaul.deploy.spec import load_spec
+from ansible.module_utils.longhaul.files import read_json, to_json
+from ansible.module_utils.longhaul.progress import ProgressWriter
 from ansible.module_utils.longhaul.results import load_run
-from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
 
 
-def work(module, progress):
+def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     """Write or leave alone."""
     options = module.params
     where = endpoint(module)
+    path = str(where.facts_file)
     if options["state"] == "absent":
         there = where.facts_file.exists()
+        before = where.facts_file.read_text(encoding="utf-8", errors="replace") if there else ""
         if there and not module.check_mode:
             where.facts_file.unlink()
-        return {"changed": there, "path": str(where.facts_file)}
+        return {"changed": there, "path": path, "diff": diff_of(path, before, "")}
     spec = load_spec(where)
     if spec is None:
-        return {"changed": module.check_mode, "path": str(where.facts_file)}
-    if options["run_file"]:
-        run = load_run(Path(options["run_file"]))
-        changed, facts = update_facts(where, lambda before: validated_facts(before, run), dry_run=module.check_mode)
-        return {"changed": changed, "path": str(where.facts_file), "ansible_facts": {"longhaul": facts}}
-    changed, facts = update_facts(
-        where,
-        lambda before: deployed_facts(before, spec, options["start"], options["planned"], options["drift"]),
-        dry_run=module.check_mode,
-    )
-    return {"changed": changed, "path": str(where.facts_file), "ansible_facts": {"longhaul": facts}}
+        return {"changed": module.check_mode, "path": path}
+    run = load_run(Path(options["run_file"])) if options["run_file"] else None
+
+    def change(before: Mapping[str, Any]) -> dict[str, Any]:
+        if run is not None:
+            return validated_facts(before, run)
+        return deployed_facts(before, spec, options["start"], options["planned"], options["drift"])
+
+    old = read_json(where.facts_file)
+    changed, facts = update_facts(where, change, dry_run=module.check_mode)
+    diff = diff_of(path, to_json(old) if old else "", to_json(facts))
+    return {"changed": changed, "path": path, "ansible_facts": {"longhaul": facts}, "diff": diff}
 
 
-def main():
+def main() -> None:
     """Entry point."""
     run_module(
         {

@@ -10,6 +10,9 @@ description:
   - Looks at the PCI bus, the driver, the fabric, memory and the clock, and compares them with what is expected. Changes nothing
     on the host except the fact file, when O(facts_dir) is given.
   - Never fails because of a finding; V(status) is for the caller to judge.
+attributes:
+  check_mode: {support: full, description: Writes no file.}
+  diff_mode: {support: full, description: Shows the fact file before and after.}
 author: [Longhaul]
 options:
   expected:
@@ -46,18 +49,23 @@ driver_installed: {description: Version of the kernel module on disk., returned:
 reboot_reason: {description: Why the driver works only after a reboot; empty when it works now., returned: always, type: str}
 """
 
-import dataclasses
-from pathlib import Path
+from ansible.module_utils.longhaul_module import diff_of, run_module
 
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.files import read_json, to_json, write_atomic
 from ansible.module_utils.longhaul.host.checks import FAIL, WARN, as_facts, check_host, expected_from, read_host
 from ansible.module_utils.longhaul.host.debs import INSTALLED_FORMAT, parse_installed
 from ansible.module_utils.longhaul.host.driver import compare_installed, plan_driver, reboot_needed
-from ansible.module_utils.longhaul_module import run_module
+from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
-def versions(module):
+def versions(module: AnsibleModule) -> tuple[str, str]:
     """(running, on disk) version of the kernel module; empty where there is none."""
     running = Path("/sys/module/nvidia/version")
     loaded = running.read_text().strip() if running.exists() else ""
@@ -69,7 +77,7 @@ def versions(module):
     return loaded, installed
 
 
-def packages(module, names):
+def packages(module: AnsibleModule, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """(name -> version of those installed, names of those on hold; dnf's locks are not asked)."""
     if module.get_bin_path("dpkg-query"):
         _, out, _ = module.run_command(["dpkg-query", "-W", f"-f={INSTALLED_FORMAT}", *names])
@@ -79,7 +87,7 @@ def packages(module, names):
     return dict(line.split("\t", 1) for line in out.splitlines() if "\t" in line), []
 
 
-def work(module, progress):
+def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     """Look, compare, keep."""
     options = module.params
     expected = expected_from(options["expected"])
@@ -115,8 +123,8 @@ def work(module, progress):
             names = tuple(str(name).split("=")[0] for name in wanted["packages"])
             plan = dataclasses.replace(plan, names=names, packages=tuple(map(str, wanted["packages"])))
             version = ""
-        installed, held = packages(module, plan.names)
-        found = compare_installed(plan, version, installed, held)
+        present, held = packages(module, plan.names)
+        found = compare_installed(plan, version, present, held)
         result["driver_plan"] = dataclasses.asdict(plan)
         result["driver_missing"] = list(found.missing)
         result["driver_replaces"] = found.replaces
@@ -128,12 +136,13 @@ def work(module, progress):
         except UserError:
             before = None  # a torn or foreign file is written anew
         result["changed"] = before != facts
+        result["diff"] = diff_of(str(path), to_json(before) if before else "", to_json(facts))
         if result["changed"] and not module.check_mode:
             write_atomic(path, to_json(facts))
     return result
 
 
-def main():
+def main() -> None:
     """Entry point."""
     run_module(
         {

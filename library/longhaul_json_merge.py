@@ -9,6 +9,9 @@ short_description: Merge settings into a JSON file without clobbering it
 description:
   - Sets O(values) always and O(defaults) only where the file says nothing, joins lists, and remembers beside the file what it
     set, so that a later run changes or withdraws exactly that. A file that is not JSON is refused, untouched.
+attributes:
+  check_mode: {support: full, description: Writes no file.}
+  diff_mode: {support: full, description: Shows the file before and after.}
 author: [Longhaul]
 options:
   path: {description: The JSON file on the host; made when it is missing., type: path, required: true}
@@ -34,17 +37,21 @@ kept: {description: "Dotted paths where the file already said something else tha
 backup_file: {description: The copy., returned: when one was made, type: str}
 """
 
+from ansible.module_utils.longhaul_module import diff_of, run_module
+
 import os
 import shlex
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.host.jsonmerge import merge, read_object, render
-from ansible.module_utils.longhaul_module import run_module
+from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
-def write(module, path, text, validate=None, mode=0o644):
+def write(module: AnsibleModule, path: Path, text: str, validate: str | None = None, mode: int = 0o644) -> None:
     """Write beside the target, let ``validate`` look, then move into place in one step."""
     number, name = tempfile.mkstemp(dir=module.tmpdir)
     with os.fdopen(number, "w", encoding="utf-8") as handle:
@@ -64,7 +71,7 @@ def write(module, path, text, validate=None, mode=0o644):
         path.chmod(mode)
 
 
-def work(module, progress):
+def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     """Read, merge, compare, write."""
     options = module.params
     path = Path(options["path"])
@@ -79,7 +86,7 @@ def work(module, progress):
         "changed": changed,
         "changed_keys": list(merged.changed),
         "kept": list(merged.kept),
-        "diff": {"before_header": str(path), "after_header": str(path), "before": before, "after": render(merged.data)},
+        "diff": diff_of(str(path), before, render(merged.data)),
     }
     if module.check_mode:
         return result
@@ -94,7 +101,7 @@ def work(module, progress):
     return result
 
 
-def main():
+def main() -> None:
     """Entry point."""
     run_module(
         {

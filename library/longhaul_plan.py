@@ -9,6 +9,9 @@ short_description: Plan what an engine will hold, and compare with the engine af
 description:
   - V(gate) plans from the deployment's own settings and the host's GPUs, and refuses what cannot hold one request.
   - V(drift) sets the engine's own figures (read from its log by M(longhaul_wait)) beside the plan.
+attributes:
+  check_mode: {support: full, description: Changes nothing with or without it.}
+  diff_mode: {support: none, description: It changes nothing.}
 author: [Longhaul]
 options:
   checks: {description: "What M(longhaul_check) takes, for this host: looked at first (V(gate)).", type: dict, default: {}}
@@ -44,35 +47,22 @@ drift: {description: "predicted, engine, drift, exact.", returned: mode drift, t
 skipped_reason: {description: Why nothing was planned., returned: when nothing was, type: str}
 """
 
-import sys
-
-# Said before the package is imported: it needs a newer Python than the oldest that Ansible still talks to.
-if sys.version_info < (3, 10):
-    import json
-
-    print(
-        json.dumps(
-            {
-                "failed": True,
-                "msg": "found: Python {}.{} on the host | required: Python 3.10 or newer | "
-                "fix: install a newer python3 and set ansible_python_interpreter".format(*sys.version_info[:2]),
-            }
-        )
-    )
-    sys.exit(1)
+from ansible.module_utils.longhaul_module import run_module
 
 from pathlib import Path
+from typing import Any
 
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.capacity.gate import advice, choose_gpu, drift, drift_facts, gate, planned_facts
 from ansible.module_utils.longhaul.deploy.layout import layout
 from ansible.module_utils.longhaul.deploy.preflight import as_result, model_config, run_checks
-from ansible.module_utils.longhaul.engines.settings import settings_from
+from ansible.module_utils.longhaul.engines.settings import EngineSettings, settings_from
 from ansible.module_utils.longhaul.files import read_json
-from ansible.module_utils.longhaul.physics.hardware import detect_gpus
-from ansible.module_utils.longhaul_module import run_module
+from ansible.module_utils.longhaul.physics.hardware import Gpu, detect_gpus
+from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
-def work(module, progress):
+def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     """Plan or compare."""
     options = module.params
     checked, warnings = as_result(run_checks(options["checks"]) if options["checks"] else [])
@@ -107,7 +97,7 @@ def work(module, progress):
     return answer
 
 
-def compare(module, settings, config, gpu):
+def compare(module: AnsibleModule, settings: EngineSettings, config: dict[str, Any] | None, gpu: Gpu | None) -> dict[str, Any]:
     """The engine's own figures beside the plan."""
     options = module.params
     capacity = options["capacity"] or {}
@@ -134,7 +124,7 @@ def compare(module, settings, config, gpu):
     return answer
 
 
-def main():
+def main() -> None:
     """Entry point."""
     run_module(
         {

@@ -8,6 +8,9 @@ module: longhaul_runtime_facts
 short_description: What a host has of a container runtime, in one question
 description:
   - Asks the package database, systemd and the PCI bus. Changes nothing, ever.
+attributes:
+  check_mode: {support: full, description: Changes nothing with or without it.}
+  diff_mode: {support: none, description: It changes nothing.}
 author: [Longhaul]
 options:
   argv: {description: "Asks the package database for packages, of which the last words are the names; its exit code counts the
@@ -26,16 +29,21 @@ EXAMPLES = r"""
 
 RETURN = r"""
 stdout_lines: {description: One line for each package that the database knows., returned: always, type: list}
-unit_ready: {description: Does the unit run, now and at boot?, returned: always, type: bool}
-nvidia: {description: Is there an NVIDIA device on the PCI bus?, returned: always, type: bool}
+unit_ready: {description: "Whether the unit runs, now and at boot.", returned: always, type: bool}
+nvidia: {description: Whether there is an NVIDIA device on the PCI bus., returned: always, type: bool}
 """
 
-from ansible.module_utils.longhaul.errors import UserError
-from ansible.module_utils.longhaul.host.checks import nvidia_devices
 from ansible.module_utils.longhaul_module import run_module
 
+from typing import Any
 
-def work(module, progress):
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.longhaul.errors import UserError
+from ansible.module_utils.longhaul.host.checks import nvidia_devices
+from ansible.module_utils.longhaul.progress import ProgressWriter
+
+
+def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     """Ask all of it."""
     argv, names, unit = (module.params[name] for name in ("argv", "names", "unit"))
     code, out, err = module.run_command([*argv, *names])
@@ -46,7 +54,7 @@ def work(module, progress):
     return {"changed": False, "stdout_lines": out.splitlines(), "unit_ready": ready, "nvidia": nvidia}
 
 
-def main():
+def main() -> None:
     """Entry point."""
     run_module(
         {

@@ -9,6 +9,9 @@ short_description: Render an endpoint's spec and make it current
 description:
   - Turns settings into the engine's argv for that version and writes C(spec/current.json) atomically; the spec that it replaces
     becomes C(spec/previous.json). Reports a change exactly when the deployment changes.
+attributes:
+  check_mode: {support: full, description: Writes no file.}
+  diff_mode: {support: full, description: Shows the spec that is replaced and the one that replaces it.}
 author: [Longhaul]
 options:
   home: {description: longhaul_home on the host., type: path, required: true}
@@ -43,76 +46,95 @@ EXAMPLES = r"""
 RETURN = r"""
 spec: {description: The spec that is current now., returned: always, type: dict}
 previous: {description: The spec before., returned: when there was one, type: dict}
-unproven: {description: Did a roll to this spec begin that never ended?, returned: always, type: bool}
-healthy: {description: "Does the engine of the deployed spec run and answer?", returned: "with O(probe)", type: bool}
-recorded: {description: Do the facts name the deployed spec?, returned: "with O(probe)", type: bool}
+unproven: {description: Whether a roll to this spec began and never ended., returned: always, type: bool}
+healthy: {description: Whether the engine of the deployed spec runs and answers., returned: "with O(probe)", type: bool}
+recorded: {description: Whether the facts name the deployed spec., returned: "with O(probe)", type: bool}
 """
 
-from ansible.module_utils.longhaul.deploy.rolling import give_back, is_unproven, proven, unproven
-from ansible.module_utils.longhaul.deploy.runtimes.container import as_options, container_from
-from ansible.module_utils.longhaul.deploy.runtimes.registry import healthy
-from ansible.module_utils.longhaul.deploy.spec import load_spec, render_spec, restore_previous, store_spec
+from ansible.module_utils.longhaul_module import ENDPOINT, diff_of, endpoint, run_module
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.longhaul.deploy.layout import Layout
+from ansible.module_utils.longhaul.deploy.rolling import is_unproven, proven, unproven
+from ansible.module_utils.longhaul.deploy.runtimes.registry import RUNTIMES, healthy, runtime_kind
+from ansible.module_utils.longhaul.deploy.spec import (
+    Spec,
+    give_back,
+    load_spec,
+    render_spec,
+    restore_previous,
+    store_spec,
+)
 from ansible.module_utils.longhaul.engines.settings import settings_from
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.files import read_json, to_json
-from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
+from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
-def answer(where, options, changed, spec, before):
+def answer(where: Layout, options: dict[str, Any], changed: bool, spec: Spec | None, before: Spec | None) -> dict[str, Any]:
     """What every state returns. The engine is only asked where the spec stays."""
-    result = {"changed": changed, "spec": spec, "previous": before}
-    result["unproven"] = spec is not None and is_unproven(where, spec["spec_id"])
+    result: dict[str, Any] = {
+        "changed": changed,
+        "spec": dict(spec.document) if spec else None,
+        "previous": dict(before.document) if before else None,
+        "unproven": spec is not None and is_unproven(where, spec.spec_id),
+    }
     if options["probe"]:
         result["healthy"] = not changed and healthy(where, spec)
         facts = (read_json(where.facts_file) or {}).get("deployed") or {}
-        result["recorded"] = spec is not None and facts.get("spec_id") == spec["spec_id"]
+        result["recorded"] = spec is not None and facts.get("spec_id") == spec.spec_id
     return result
 
 
-def work(module, progress):
+def rendered(where: Layout, options: dict[str, Any]) -> Spec:
+    """The spec that the options ask for."""
+    for name in ("engine", "version", "runtime", "python"):
+        if not options[name]:
+            raise UserError(f"no {name}", f"option {name} with state present", f"set engine_{name}")
+    return render_spec(
+        options["engine"],
+        options["version"],
+        options["runtime"],
+        settings_from(options["settings"]),
+        instance=where.instance,
+        python=options["python"],
+        environment_hash=options["environment_hash"],
+        container=runtime_kind(options["runtime"]).part_of_spec(options["container"]),
+        model=options["model"],
+    )
+
+
+def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     """Render, compare, store."""
     options = module.params
     where = endpoint(module)
-    if options["state"] == "read":
+    state, dry_run = options["state"], module.check_mode
+    if state == "read":
         return answer(where, options, False, load_spec(where), load_spec(where, "previous"))
-    if options["state"] == "proven":
-        changed = unproven(where) is not None if module.check_mode else proven(where)
-        return answer(where, options, changed, load_spec(where), load_spec(where, "previous"))
-    if options["state"] == "returned":
+    if state == "proven":
+        doubtful = unproven(where)
+        changed = doubtful is not None if dry_run else proven(where)
+        result = answer(where, options, changed, load_spec(where), load_spec(where, "previous"))
+        return {**result, "diff": diff_of("unproven spec", f"{doubtful}\n" if doubtful else "", "")}
+    if state == "returned":
         before = load_spec(where)
-        spec = load_spec(where, "previous") if module.check_mode else give_back(where)
-        return answer(where, options, True, spec, before)
-    if options["state"] == "previous":
-        spec, before = restore_previous(where, dry_run=module.check_mode)
+        spec: Spec | None = load_spec(where, "previous") if dry_run else give_back(where)
+        changed = True
+    elif state == "previous":
+        spec, before = restore_previous(where, dry_run=dry_run)
         changed = True
     else:
-        for name in ("engine", "version", "runtime", "python"):
-            if not options[name]:
-                raise UserError(f"no {name}", f"option {name} with state present", f"set engine_{name}")
-        spec = render_spec(
-            options["engine"],
-            options["version"],
-            options["runtime"],
-            settings_from(options["settings"]),
-            instance=where.instance,
-            python=options["python"],
-            environment_hash=options["environment_hash"],
-            container=as_options(container_from(options["container"])) if options["runtime"] == "docker" else None,
-            model=options["model"],
-        )
-        changed, before = store_spec(where, spec, dry_run=module.check_mode)
+        spec = rendered(where, options)
+        changed, before = store_spec(where, spec, dry_run=dry_run)
     result = answer(where, options, changed, spec, before)
-    if module._diff and changed:
-        result["diff"] = {
-            "before": to_json(before) if before else "",
-            "after": to_json(spec),
-            "before_header": f"{where.current_spec} (deployed)",
-            "after_header": f"{where.current_spec} (wanted)",
-        }
+    if changed and spec is not None:
+        result["diff"] = diff_of(str(where.current_spec), to_json(before.document) if before else "", to_json(spec.document))
     return result
 
 
-def main():
+def main() -> None:
     """Entry point."""
     run_module(
         {
@@ -120,7 +142,7 @@ def main():
             "state": {"type": "str", "choices": ["present", "previous", "read", "returned", "proven"], "default": "present"},
             "engine": {"type": "str"},
             "version": {"type": "str"},
-            "runtime": {"type": "str", "choices": ["process", "docker"]},
+            "runtime": {"type": "str", "choices": list(RUNTIMES)},
             "settings": {"type": "dict", "default": {}},
             "python": {"type": "str"},
             "environment_hash": {"type": "str"},

@@ -6,6 +6,9 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: longhaul_status
 short_description: Ask an endpoint how it is, or read the end of its log
+attributes:
+  check_mode: {support: full, description: Changes nothing with or without it.}
+  diff_mode: {support: none, description: It changes nothing.}
 author: [Longhaul]
 description:
   - Deployed, healthy, last verdict and its age, KV use. Changes nothing.
@@ -28,15 +31,19 @@ state: {description: "absent, up or down.", returned: always, type: str}
 log_tail: {description: Lines., returned: when log_lines is given, type: list}
 """
 
-import dataclasses
-import re
-
-from ansible.module_utils.longhaul.deploy.status import endpoint_status, log_tail
-from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
 
+import dataclasses
+import re
+from typing import Any
 
-def work(module, progress):
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.longhaul.deploy.status import endpoint_status, log_tail
+from ansible.module_utils.longhaul.errors import UserError
+from ansible.module_utils.longhaul.progress import ProgressWriter
+
+
+def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     """Ask."""
     options = module.params
     where = endpoint(module)
@@ -50,7 +57,7 @@ def work(module, progress):
     return {**result, **dataclasses.asdict(endpoint_status(where))}
 
 
-def main():
+def main() -> None:
     """Entry point."""
     run_module({**ENDPOINT, "log_lines": {"type": "int", "default": 0}, "log_grep": {"type": "str", "default": ""}}, work)
 

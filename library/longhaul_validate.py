@@ -13,6 +13,9 @@ description:
   - Where the server dies, the first reason is the cause that its log names, if it is deployed here and measured from its own host.
   - A verdict other than PASS does not fail the task; the playbook's gate does, after the reports are written.
   - Reports no change - a measurement is not a change of the host.
+attributes:
+  check_mode: {support: full, description: Sends no request.}
+  diff_mode: {support: none, description: It changes nothing.}
 author: [Longhaul]
 options:
   spec: {description: The endpoint's spec., type: dict, required: true}
@@ -47,16 +50,21 @@ reasons: {description: Why., returned: always, type: list}
 out_dir: {description: Where the evidence lies., returned: always, type: str}
 """
 
+from ansible.module_utils.longhaul_module import run_module
+
 import shutil
 from pathlib import Path
+from typing import Any
 
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.endpoint_test import QuietProgress, run_endpoint_test
 from ansible.module_utils.longhaul.deploy.hostfacts import update_facts, validated_facts
 from ansible.module_utils.longhaul.deploy.layout import layout
-from ansible.module_utils.longhaul_module import run_module
+from ansible.module_utils.longhaul.deploy.spec import Spec
+from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
-def work(module, progress):
+def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     """Measure, judge, write the facts."""
     options = module.params
     where = layout(options["facts_home"], options["instance"]) if options["facts_home"] else None
@@ -68,7 +76,7 @@ def work(module, progress):
             "out_dir": options["out_dir"],
         }
     run = run_endpoint_test(
-        options["spec"],
+        Spec.parse(options["spec"], "option spec"),
         options["options"],
         name=options["name"],
         run_id=options["run_id"],
@@ -94,7 +102,7 @@ def work(module, progress):
     return result
 
 
-def main():
+def main() -> None:
     """Entry point."""
     run_module(
         {

@@ -9,6 +9,9 @@ short_description: Build a virtual environment from a pinned lock
 description:
   - Makes O(path) an environment that holds exactly the packages of O(lock); does nothing when it already does.
   - Progress is shown while it runs.
+attributes:
+  check_mode: {support: full, description: Builds nothing and says whether it would.}
+  diff_mode: {support: none, description: An environment is no text.}
 author: [Longhaul]
 options:
   path: {description: Folder of the environment., type: path, required: true}
@@ -36,8 +39,12 @@ python: {description: The environment's interpreter., returned: always, type: st
 lock_sha256: {description: Hash of the installed set., returned: always, type: str}
 """
 
-from pathlib import Path
+from ansible.module_utils.longhaul_module import run_module
 
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.environments import (
     build_environment,
     find_python,
@@ -46,10 +53,10 @@ from ansible.module_utils.longhaul.deploy.environments import (
     requirements_lock,
 )
 from ansible.module_utils.longhaul.errors import UserError
-from ansible.module_utils.longhaul_module import run_module
+from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
-def work(module, progress):
+def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     """Build or leave alone."""
     options = module.params
     path = Path(options["path"])
@@ -80,7 +87,7 @@ def work(module, progress):
     return result
 
 
-def main():
+def main() -> None:
     """Entry point."""
     run_module(
         {

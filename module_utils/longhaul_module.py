@@ -1,6 +1,28 @@
-"""What every Longhaul module shares: argument handling, progress, one-line errors. Imports Ansible; the package does not."""
+"""What every Longhaul module shares: argument handling, progress, one-line errors. Imports Ansible; the package does not.
+
+A module imports this file before anything of the package, because here a Python is refused that is too old for the package.
+"""
 
 from __future__ import annotations
+
+import sys
+
+LEAST_PYTHON = (3, 10)
+
+# Ansible still talks to older ones.
+if sys.version_info < LEAST_PYTHON:
+    import json
+
+    print(
+        json.dumps(
+            {
+                "failed": True,
+                "msg": "found: Python {}.{} on the host | required: Python {}.{} or newer | "
+                "fix: install a newer python3 and set ansible_python_interpreter".format(*sys.version_info[:2], *LEAST_PYTHON),
+            }
+        )
+    )
+    sys.exit(1)
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +45,10 @@ def run_module(
     work: Callable[[AnsibleModule, ProgressWriter], dict[str, Any]],
     **more: Any,
 ) -> None:
-    """Run ``work`` and exit. A UserError becomes ``msg`` (one line) with found, required and fix beside it."""
+    """Run ``work`` and exit. A UserError becomes ``msg`` (one line) with found, required and fix beside it.
+
+    A ``diff`` in the result is shown with ``--diff`` only.
+    """
     module = AnsibleModule(argument_spec={**argument_spec, **PROGRESS}, supports_check_mode=True, **more)
     progress = ProgressWriter(module.params["progress_file"])
     try:
@@ -33,6 +58,8 @@ def run_module(
         module.fail_json(msg=str(error), found=error.found, required=error.required, fix=error.fix)
     else:
         progress.done()
+        if not module._diff:
+            result.pop("diff", None)
         failed = result.pop("failed", False)
         if failed:
             module.fail_json(**result)
@@ -42,3 +69,8 @@ def run_module(
 def endpoint(module: AnsibleModule) -> Layout:
     """The endpoint that ``home`` and ``instance`` name."""
     return layout(module.params["home"], module.params["instance"])
+
+
+def diff_of(header: str, before: str, after: str) -> dict[str, str]:
+    """A difference as ``--diff`` shows it: of a file, or of any text."""
+    return {"before_header": header, "after_header": header, "before": before, "after": after}

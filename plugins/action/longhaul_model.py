@@ -12,7 +12,7 @@ _live = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_live)
 
 
-class ActionModule(_live.LiveAction):  # type: ignore[misc, name-defined]
+class ActionModule(_live.LiveAction):  # type: ignore[name-defined]
     """Start async, follow the progress file, collect the result."""
 
     def _is_long(self) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible import constants as C
+import ansible.constants as C
 from ansible.playbook.task_include import TaskInclude
 from ansible.plugins.callback.default import CallbackModule as DefaultCallback
 
@@ -245,7 +245,7 @@ def unless_verbose(method: Callable[..., None]) -> Callable[..., None]:
     return chosen
 
 
-class CallbackModule(DefaultCallback):  # type: ignore[misc]
+class CallbackModule(DefaultCallback):
     """Ansible's events to Stages; what Stages says to Screen."""
 
     CALLBACK_VERSION = 2.0

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from longhaul.deploy.layout import Layout
-from longhaul.deploy.runtimes.process import Supervisor
+from longhaul.deploy.runtimes.supervisor import Supervisor
 from support.engine import bring_engine, keep_model
 from support.runner import Outcome, run_playbook
 

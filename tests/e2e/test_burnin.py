@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from longhaul.burnin.host import all_reduce
-from longhaul.deploy.runtimes.process import Supervisor
 from longhaul.deploy.runtimes.registry import healthy
+from longhaul.deploy.runtimes.supervisor import Supervisor
 from longhaul.deploy.spec import load_spec
 from longhaul.results import Verdict, load_run
 from support.engine import engine_python

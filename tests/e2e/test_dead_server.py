@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from longhaul.deploy.layout import Layout
-from longhaul.deploy.runtimes.process import Supervisor
+from longhaul.deploy.runtimes.supervisor import Supervisor
 from longhaul.deploy.spec import render_spec, store_spec
 from longhaul.deploy.startup import http_status
 from longhaul.engines.settings import settings_from

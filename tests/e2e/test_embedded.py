@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from longhaul.deploy.runtimes.process import Supervisor
+from longhaul.deploy.runtimes.supervisor import Supervisor
 from longhaul.results import RunResult, Verdict, load_run
 from longhaul.validate.config import Point, ValidateConfig
 from longhaul.validate.run import validate

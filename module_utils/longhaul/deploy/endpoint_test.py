@@ -26,12 +26,12 @@ from ..validate.run import validate
 from ..validate.verdict import Limits
 from ..values import number
 from .layout import Layout
-from .runtimes.registry import log_from_now
-from .spec import read_api_key
+from .runtimes.registry import log_from_now, runtime_kind
+from .spec import Spec, read_api_key
 
 
 def run_endpoint_test(
-    spec: Mapping[str, Any],
+    spec: Spec,
     options: Mapping[str, Any],
     *,
     name: str,
@@ -47,7 +47,7 @@ def run_endpoint_test(
     """Validate the endpoint that ``spec`` describes. ``remote``: we are not on the server's machine."""
     facts = (read_json(layout.facts_file) if layout else None) or {}
     # Another address may be another server: its end says nothing of the engine that is deployed here.
-    ours = layout is not None and not remote and (url or spec["url"]).rstrip("/") == str(spec["url"]).rstrip("/")
+    ours = layout is not None and not remote and (url or spec.url).rstrip("/") == spec.url.rstrip("/")
     return validate(
         config_from_options(
             spec,
@@ -67,7 +67,7 @@ def run_endpoint_test(
 
 
 def config_from_options(
-    spec: Mapping[str, Any],
+    spec: Spec,
     options: Mapping[str, Any],
     facts: Mapping[str, Any],
     *,
@@ -80,12 +80,12 @@ def config_from_options(
     remote: bool,
 ) -> ValidateConfig:
     """Options as the role passes them (strings allowed, ``None`` and "" mean: not set) -> ValidateConfig."""
-    settings = spec["settings"]
-    model_dir = Path(settings["model_path"])
+    settings = spec.settings
+    model_dir = Path(settings.model_path)
     architecture = _architecture(model_dir)
     detected = () if remote else detect_gpus()
-    on_cpu = settings["device"] == "cpu"
-    gpus = int(settings["tensor_parallel"]) * int(settings["pipeline_parallel"])
+    on_cpu = settings.device == "cpu"
+    gpus = spec.gpus
     gpu = _gpu(str(options.get("gpu") or ""), detected)
     tokenizer = Path(options["tokenizer_dir"]) if options.get("tokenizer_dir") else model_dir
     # A run that cannot do without one says what is missing; any other run sends random ids.
@@ -98,15 +98,15 @@ def config_from_options(
         if kind not in KINDS:
             raise UserError(f"needle kind {kind!r}", "one of " + ", ".join(KINDS), "set context_test_needle_kinds")
     return ValidateConfig(
-        url=url or str(spec["url"]),
-        engine=str(spec["engine"]),
-        engine_version=str(spec["version"]),
-        model=str(settings["served_model_name"]),
+        url=url or spec.url,
+        engine=spec.engine,
+        engine_version=spec.version,
+        model=settings.served_model_name,
         host=name,
         out_dir=out_dir,
         run_id=run_id,
         points=points_from(options),
-        context_tokens=int(settings["context_tokens"]),
+        context_tokens=settings.context_tokens,
         tokenizer_dir=tokenizer if usable else None,
         vocab_size=architecture.vocab_size if architecture else None,
         corpus_dir=cache_dir,
@@ -123,16 +123,16 @@ def config_from_options(
         architecture=architecture,
         hardware=(gpu, gpus) if gpu else None,
         calibrate=on_cpu and not remote,
-        calibrate_python=str(spec["argv"][0]) if on_cpu and not remote and spec["runtime"] == "process" else None,
-        weights_dtype=settings.get("quantization") or (None if settings["dtype"] == "auto" else settings["dtype"]),
-        kv_dtype=str(settings["kv_cache_dtype"]),
+        calibrate_python=runtime_kind(spec.runtime).host_python(spec) if on_cpu and not remote else None,
+        weights_dtype=settings.quantization or (None if settings.dtype == "auto" else settings.dtype),
+        kv_dtype=settings.kv_cache_dtype,
         kv_cache_tokens=_pool_tokens(facts),
-        max_running=settings.get("max_num_seqs"),
+        max_running=settings.max_num_seqs,
         needles=NeedleSettings(
             enabled=bool(options.get("needles")),
             kinds=kinds,
             depths=tuple(float(d) for d in options.get("needle_depths") or NeedleSettings().depths),
-            dummy_weights=settings["load_format"] == "dummy",
+            dummy_weights=settings.load_format == "dummy",
         ),
         capacity=from_jsonable(CapacityFacts, capacity) if capacity else None,
         baseline=_baseline(options.get("baseline")),
@@ -162,14 +162,14 @@ def points_from(options: Mapping[str, Any]) -> tuple[Point, ...]:
     return tuple(dict.fromkeys(points))
 
 
-def environment(spec: Mapping[str, Any], detected: Sequence[DetectedGpu], remote: bool) -> dict[str, Any]:
+def environment(spec: Spec, detected: Sequence[DetectedGpu], remote: bool) -> dict[str, Any]:
     """What a reader needs to place the figures. No secret, no path of the engine's key."""
-    settings = spec["settings"]
+    settings = spec.document["settings"]
     return {
-        "spec_id": spec["spec_id"],
-        "runtime": spec["runtime"],
+        "spec_id": spec.spec_id,
+        "runtime": spec.runtime,
         "settings": {k: v for k, v in settings.items() if k not in ("api_key_file", "extra_env")},
-        "argv": list(spec["argv"]),
+        "argv": list(spec.argv),
         "gpus": [{"index": g.index, "name": g.name, "memory_gib": round(g.memory_bytes / GIB, 2)} for g in detected],
         "cpu": None if remote else cpu_name(),
         "cpus": None if remote else os.cpu_count(),

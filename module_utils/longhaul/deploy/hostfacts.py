@@ -9,29 +9,29 @@ from typing import Any
 from ..files import read_json, to_json, write_atomic
 from ..results import RunResult, to_jsonable
 from .layout import Layout
+from .spec import Spec
 
 FACTS_SCHEMA = 1
 
 
-def deployed_section(spec: Mapping[str, Any], started: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def deployed_section(spec: Spec, started: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The ``deployed`` section from a spec; ``started`` adds what the start showed (seconds, phases, capacity)."""
-    settings = spec["settings"]
     return {
-        "spec_id": spec["spec_id"],
-        "instance": spec["instance"],
-        "engine": spec["engine"],
-        "version": spec["version"],
-        "runtime": spec["runtime"],
-        "model": settings["served_model_name"],
-        "context_tokens": settings["context_tokens"],
-        "url": spec["url"],
+        "spec_id": spec.spec_id,
+        "instance": spec.instance,
+        "engine": spec.engine,
+        "version": spec.version,
+        "runtime": spec.runtime,
+        "model": spec.settings.served_model_name,
+        "context_tokens": spec.settings.context_tokens,
+        "url": spec.url,
         **({"start": dict(started)} if started else {}),
     }
 
 
 def deployed_facts(
     before: Mapping[str, Any],
-    spec: Mapping[str, Any],
+    spec: Spec,
     started: Mapping[str, Any] | None,
     planned: Mapping[str, Any] | None = None,
     drift: Mapping[str, Any] | None = None,
@@ -41,7 +41,7 @@ def deployed_facts(
     A verdict and figures that belong to another spec go: nobody has proven this one yet.
     """
     old = before.get("deployed") or {}
-    same = old.get("spec_id") == spec["spec_id"]
+    same = old.get("spec_id") == spec.spec_id
     phases = (started or {}).get("phases") or []
     saw_start = bool((started or {}).get("ready")) and len(phases) > 2
     if started and (saw_start or not same):

@@ -51,6 +51,21 @@ def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
+def require_port_free(port: int, host: str) -> None:
+    """UserError that names the holder where a port is taken."""
+    if not port_is_free(port, host):
+        raise port_taken(port, host, port_holder(port))
+
+
+def port_taken(port: int, host: str, holder: PortHolder | None) -> UserError:
+    """What to say of a port that somebody else holds."""
+    return UserError(
+        f"port {port} on {host} is held by {holder or 'an unknown process'}",
+        f"port {port} free",
+        "stop that process, or set engine_port",
+    )
+
+
 def port_holder(port: int, proc: Path = Path("/proc")) -> PortHolder | None:
     """The process that listens on ``port``; ``None`` when nobody does."""
     inodes = set(_listening_inodes(port, proc))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,10 @@ from ..files import free_bytes
 from ..version import Version
 from .layout import DEFAULT_INSTANCE, Layout, layout
 from .model_store import SOURCES, check_model_dir
-from .ports import ancestors_of, port_holder, port_is_free
-from .runtimes.container import size_bytes
-from .runtimes.process import Supervisor
+from .ports import port_holder, port_is_free, port_taken
+from .runtimes.registry import RUNTIMES
 from .spec import load_spec
 
-RUNTIMES = ("process", "docker")
-LEAST_PYTHON = (3, 10)
 # Docker's own 64 MiB are known to be too little for NCCL between the GPUs of a host.
 NCCL_SHM_BYTES = 2**30
 
@@ -150,20 +146,6 @@ def check_positions(context_tokens: int, config: Mapping[str, Any] | None, where
     return []
 
 
-def check_host_python(version: tuple[int, int] | None = None) -> list[Finding]:
-    """The interpreter that Ansible uses on the host."""
-    version = version or (sys.version_info.major, sys.version_info.minor)
-    if version < LEAST_PYTHON:
-        return [
-            Finding(
-                f"Python {version[0]}.{version[1]} on the host",
-                f"Python {LEAST_PYTHON[0]}.{LEAST_PYTHON[1]} or newer",
-                "install a newer python3 and set ansible_python_interpreter",
-            )
-        ]
-    return []
-
-
 def check_home(where: Layout, needed_bytes: int) -> list[Finding]:
     """May this user write the home, and is there room? Creates nothing."""
     probe = where.home
@@ -194,19 +176,10 @@ def check_port(where: Layout, port: int, host: str) -> list[Finding]:
     if port_is_free(port, host):
         return []
     holder = port_holder(port)
-    ours = Supervisor(where).state()
-    if holder and holder.pid and ours.pid and ours.pid in ancestors_of(holder.pid):
-        return []
     spec = load_spec(where)
-    if spec and spec.get("runtime") == "docker" and int(spec["settings"]["port"]) == port:
+    if any(kind(where).owns_port(spec, port, holder) for kind in RUNTIMES.values()):
         return []
-    return [
-        Finding(
-            f"port {port} on {host} is held by {holder or 'an unknown process'}",
-            f"port {port} free",
-            "stop that process, or set engine_port",
-        )
-    ]
+    return [port_taken(port, host, holder).finding]
 
 
 def shm_bytes(path: str = "/dev/shm") -> int | None:  # noqa: S108 - looked at, not written
@@ -229,22 +202,19 @@ def check_shm(options: Mapping[str, Any], host_bytes: int | None) -> list[Findin
         return []  # said by check_engine
     engine = get_engine(str(options["engine"])).shared_memory(version, ranks, str(options.get("device")))
     needed = max(engine.needed_bytes, NCCL_SHM_BYTES if ranks > 1 else 0)
-    own = options.get("runtime") == "docker" and options.get("ipc") != "host"
-    if own:
-        size = str(options.get("shm_size") or "") or "64m"
-        have: int | None = size_bytes("engine_container_shm_size", size)
-    else:
-        have = host_bytes
+    kind = RUNTIMES.get(str(options.get("runtime")))
+    own = kind.own_shm_bytes(options) if kind else None
+    have = host_bytes if own is None else own
     if have is None or have >= needed:
         return []
     certain = engine.checked and have < engine.needed_bytes
     return [
         Finding(
-            f"{have / 2**20:.0f} MiB of /dev/shm {'in the container' if own else 'on the host'}",
+            f"{have / 2**20:.0f} MiB of /dev/shm {'on the host' if own is None else 'in the container'}",
             f"{needed / 2**20:.0f} MiB, through which the engine's processes talk",
-            "set engine_container_shm_size, e.g. 16g"
-            if own
-            else "mount -o remount,size=16g /dev/shm, or with runtime docker set engine_container_ipc private and engine_container_shm_size",
+            "mount -o remount,size=16g /dev/shm, or with runtime docker set engine_container_ipc private and engine_container_shm_size"
+            if own is None
+            else "set engine_container_shm_size, e.g. 16g",
             "refuse" if certain else "warn",
         )
     ]
@@ -280,7 +250,7 @@ def check_unique_endpoints(endpoints: Iterable[Sequence[str]]) -> list[Finding]:
 
 def run_checks(options: Mapping[str, Any]) -> list[Finding]:
     """Everything that is asked for, one option a group of checks (see the module longhaul_check); all findings of all of them."""
-    findings = check_host_python()
+    findings: list[Finding] = []
     if options.get("engine") is not None:
         findings += check_engine(options["engine"])
     if options.get("model_store") is not None:

@@ -33,25 +33,25 @@ def is_unproven(where: Layout, spec_id: str) -> bool:
     return spec_id in (marker.get("spec_id"), marker.get("found"))
 
 
-def begin(where: Layout, spec: Mapping[str, Any]) -> None:
-    """A roll to ``spec`` begins. Before anything else is written: a controller may die before the next line."""
+def begin(where: Layout, spec_id: str) -> None:
+    """Write down that a roll to this spec begins. Comes before anything else: a controller may die before the next line."""
     current = (read_json(where.current_spec) or {}).get("spec_id")
-    marker = {"spec_id": spec["spec_id"]}
+    marker = {"spec_id": spec_id}
     if current and is_unproven(where, current):
         marker["found"] = current
     write_atomic(where.rolling_file, to_json(marker))
 
 
-def keep_as_previous(where: Layout, spec: Mapping[str, Any]) -> None:
-    """``spec``, which is proven, is what a rollback returns to; what was that until now waits in ``earlier.json``."""
+def keep_as_previous(where: Layout, document: Mapping[str, Any]) -> None:
+    """Make this proven spec the one that a rollback returns to; the one before waits in ``earlier.json``."""
     before = read_json(where.previous_spec)
-    if before is not None and before.get("spec_id") != spec["spec_id"]:
+    if before is not None and before.get("spec_id") != document["spec_id"]:
         _same_file(where.previous_spec, where.earlier_spec)
-    write_atomic(where.previous_spec, to_json(spec))
+    write_atomic(where.previous_spec, to_json(document))
 
 
 def settle(where: Layout) -> None:
-    """The previous spec is another one than the current, or there is none. Needs no free block."""
+    """Replace or remove a previous spec that equals the current one. Needs no free block."""
     current, previous = read_json(where.current_spec), read_json(where.previous_spec)
     if current is None or previous is None or current.get("spec_id") != previous.get("spec_id"):
         return
@@ -63,22 +63,22 @@ def settle(where: Layout) -> None:
 
 
 def proven(where: Layout) -> bool:
-    """The current spec is proven. Returns whether there was anything to take back."""
+    """Mark the current spec as proven. Returns whether it was in doubt."""
     there = where.rolling_file.exists()
     where.rolling_file.unlink(missing_ok=True)
     return there
 
 
-def give_back(where: Layout) -> dict[str, Any]:
-    """Make the previous spec current again, and keep the one that failed as ``failed.json``. Returns what is current now.
+def give_back(where: Layout) -> None:
+    """Make the previous spec current again, and keep the one that failed as ``failed.json``.
 
-    By links and renames alone: they need no free block, so this works on a disk that is full. At every instant a complete
-    ``current.json`` is there. A current spec that is proven stays: a second call changes nothing.
+    Uses links and renames alone: they need no free block, so this works on a disk that is full. A complete ``current.json`` is
+    there at every instant. A current spec that is proven stays: a second call changes nothing.
     """
     current, previous = read_json(where.current_spec), read_json(where.previous_spec)
     if current is not None and not is_unproven(where, current["spec_id"]):
         settle(where)
-        return current
+        return
     if previous is None:
         raise UserError(
             f"no {where.previous_spec}", "an earlier deployment to return to", "deploy a good version forward instead"
@@ -92,7 +92,6 @@ def give_back(where: Layout) -> dict[str, Any]:
         raise UserError(
             f"{where.current_spec} cannot be replaced ({exc.strerror})", "a writable folder", "see longhaul_home"
         ) from exc
-    return previous
 
 
 def _same_file(source: Path, target: Path) -> None:

@@ -17,8 +17,8 @@ from ..errors import UserError
 from ..files import read_json
 from ..results import Counters
 from .layout import Layout
-from .runtimes.docker import ContainerLog, DockerRuntime
-from .spec import load_spec, read_api_key
+from .runtimes.registry import runtime_of
+from .spec import Spec, load_spec, read_api_key
 from .startup import http_status, http_text
 
 
@@ -40,17 +40,17 @@ def endpoint_status(where: Layout, now_unix_s: float | None = None) -> EndpointS
     spec = load_spec(where)
     if spec is None:
         return EndpointStatus("absent")
-    adapter = get_engine(str(spec["engine"]))
+    adapter = get_engine(spec.engine)
     facts = read_json(where.facts_file) or {}
     verdict = facts.get("verdict") or {}
     now = time.time() if now_unix_s is None else now_unix_s
-    code = http_status(str(spec["url"]) + adapter.health_path, 10)
-    load = parse_counters(http_text(str(spec["url"]) + adapter.metrics_path).encode(), adapter.metrics)
+    code = http_status(spec.url + adapter.health_path, 10)
+    load = parse_counters(http_text(spec.url + adapter.metrics_path).encode(), adapter.metrics)
     if code == 200 and adapter.metrics.gauges_lag:
         load = _as_of_now(spec, adapter, load)
     return EndpointStatus(
         state="up" if code == 200 else "down",
-        deployed=f"{spec['engine']} {spec['version']} {spec['settings']['served_model_name']} @ {int(spec['settings']['context_tokens']):,}",
+        deployed=f"{spec.label} {spec.settings.served_model_name} @ {spec.settings.context_tokens:,}",
         health="healthy" if code == 200 else f"HTTP {code}" if code else "no answer",
         verdict=verdict.get("verdict"),
         verdict_age_s=now - float(verdict["at_unix_s"]) if verdict.get("at_unix_s") else None,
@@ -59,14 +59,14 @@ def endpoint_status(where: Layout, now_unix_s: float | None = None) -> EndpointS
     )
 
 
-def _as_of_now(spec: Mapping[str, Any], adapter: EngineAdapter, gauges: Counters) -> Counters:
+def _as_of_now(spec: Spec, adapter: EngineAdapter, gauges: Counters) -> Counters:
     """What the engine says of its load now, in place of gauges that lag; where it does not say, the gauges."""
     key = None
     with contextlib.suppress(UserError, ValueError):  # the engine's own file: who asks for the status may not read it
         key = read_api_key(spec, None, remote=False)
     for path in adapter.load_paths:
         with contextlib.suppress(ValueError):
-            now = adapter.parse_load(json.loads(http_text(str(spec["url"]) + path, api_key=key)))
+            now = adapter.parse_load(json.loads(http_text(spec.url + path, api_key=key)))
             if now is not None:
                 return replace(gauges, running=now.running, kv_usage=gauges.kv_usage if now.kv_usage is None else now.kv_usage)
     return gauges
@@ -75,13 +75,7 @@ def _as_of_now(spec: Mapping[str, Any], adapter: EngineAdapter, gauges: Counters
 def log_tail(where: Layout, lines: int, grep: str = "") -> list[str]:
     """The last lines of the engine's log (a file, or its container's), those that match ``grep`` only."""
     spec = load_spec(where)
-    if spec is not None and spec["runtime"] == "docker":
-        text = ContainerLog(DockerRuntime(where), str(spec["spec_id"]), 0.0)()
-    else:
-        try:
-            text = where.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return []
+    text = runtime_of(where, spec).log_lines(spec)
     wanted = re.compile(grep) if grep else None
     return [x for x in text if wanted is None or wanted.search(x)][-lines:]
 

@@ -1,4 +1,4 @@
-"""A burn-in's hands on the host: nobody who serves is touched by accident, and what was stopped comes back."""
+"""What a burn-in does on the host: nothing that serves is stopped by accident, and what was stopped comes back."""
 
 from __future__ import annotations
 
@@ -10,33 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from longhaul.burnin import conclude as conclude_module
 from longhaul.burnin import host as burnin_host
-from longhaul.burnin.host import (
-    all_reduce,
-    begin,
-    check_instance,
-    conclude,
-    end,
-    endpoints,
-    evidence,
-    measure_all_reduce,
-    parse_all_reduce,
-    reduce_in_container,
-    reduce_spec,
-    refuse_if_serving,
-    serving,
-    state_file,
-)
+from longhaul.burnin.allreduce import measure_all_reduce, parse_all_reduce, reduce_spec
+from longhaul.burnin.conclude import conclude
+from longhaul.burnin.host import begin, check_instance, end, endpoints, evidence, refuse_if_serving, serving, state_file
 from longhaul.burnin.judge import Limits
 from longhaul.deploy.layout import Layout
-from longhaul.deploy.runtimes.container import as_options, container_from
-from longhaul.deploy.runtimes.docker import Docker
-from longhaul.deploy.runtimes.process import ProgramState
-from longhaul.deploy.spec import render_spec
-from longhaul.engines.settings import settings_from
+from longhaul.deploy.runtimes import docker as docker_runtime
+from longhaul.deploy.runtimes import process as process_runtime
+from longhaul.deploy.runtimes.base import ProgramState
+from longhaul.deploy.runtimes.docker_api import Docker
+from longhaul.deploy.spec import Spec
 from longhaul.errors import UserError
+from longhaul.files import to_json
 from longhaul.physics.hardware import GIB, DetectedGpu
 from longhaul.results import RunResult, Verdict, dump_run, load_run
+from support.specs import make_spec
 
 
 @dataclass
@@ -88,7 +78,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.setattr(FakeSupervisor, "machine", made)
     monkeypatch.setattr(burnin_host, "Supervisor", FakeSupervisor)
     monkeypatch.setattr(burnin_host, "detect_gpus", lambda: made.machine_gpus)
-    monkeypatch.setattr(burnin_host, "state_of", lambda where, spec: FakeSupervisor(where).state())
+    monkeypatch.setattr(process_runtime, "Supervisor", FakeSupervisor)
+    monkeypatch.setattr(conclude_module, "detect_gpus", lambda: made.machine_gpus)
     monkeypatch.setenv("PATH", str(tmp_path / "no-tools"))
     return made
 
@@ -96,17 +87,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
 def deploy(home: Path, instance: str) -> Layout:
     where = Layout(home, instance)
     where.current_spec.parent.mkdir(parents=True)
-    spec: dict[str, Any] = {
-        "schema": "longhaul.spec/1",
-        "spec_id": "0123456789ab",
-        "engine": "vllm",
-        "version": "0.12.0",
-        "runtime": "process",
-        "url": "http://127.0.0.1:8000",
-        "argv": ["python"],
-        "settings": {"device": "cuda", "served_model_name": "scout", "context_tokens": 8192},
-    }
-    where.current_spec.write_text(json.dumps(spec), encoding="utf-8")
+    spec = make_spec(instance=instance, served_model_name="scout", spec_id="0123456789ab")
+    where.current_spec.write_text(to_json(spec.document), encoding="utf-8")
     (where.supervisor / "conf.d").mkdir(parents=True, exist_ok=True)
     (where.supervisor / "conf.d" / f"{instance}.ini").touch()
     return where
@@ -226,7 +208,9 @@ def test_an_end_before_any_result_is_a_result_too(machine: Machine, tmp_path: Pa
     assert state_file(burnin).exists() is False
 
 
-def test_the_all_reduce_gets_the_callers_environment_and_says_why_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_all_reduce_gets_the_callers_environment_and_says_why_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NCCL_NVLS_ENABLE", "0")
     script = (
         "import json, os, sys\n"
@@ -234,10 +218,10 @@ def test_the_all_reduce_gets_the_callers_environment_and_says_why_it_failed(monk
         "print(json.dumps({'gpus': int(sys.argv[2]), 'bus_gb_per_s': 1.0, 'nvls': os.environ['NCCL_NVLS_ENABLE'],"
         " 'more': os.environ['MORE']}))\n"
     )
-    words = ["--ranks", "2"]
+    spec = make_spec(python=sys.executable, tensor_parallel=2, env={"MORE": "x"})
 
     def run(text: str, timeout_s: float = 60) -> dict[str, Any]:
-        return all_reduce(sys.executable, text, words, env={"MORE": "x"}, timeout_s=timeout_s)
+        return reduce_spec(Layout(tmp_path), spec, text, mib=1, timeout_s=timeout_s)
 
     assert run(script) == {"gpus": 2, "bus_gb_per_s": 1.0, "nvls": "0", "more": "x"}
     assert run("raise RuntimeError('NCCL error: x')") == {"error": "RuntimeError: NCCL error: x"}
@@ -248,8 +232,7 @@ def test_the_all_reduce_gets_the_callers_environment_and_says_why_it_failed(monk
 def test_the_all_reduce_is_kept_before_anything_else_happens(tmp_path: Path) -> None:
     """The play may be cut off at any moment after it, and the burn-in's own folder goes with the next one."""
     burnin = Layout(tmp_path, "burnin")
-    settings = settings_from({"model_path": "/m", "served_model_name": "m", "context_tokens": 8192, "tensor_parallel": 2})
-    spec = render_spec("vllm", "0.12.0", "native", settings, instance="burnin", python=sys.executable)
+    spec = make_spec(instance="burnin", python=sys.executable, tensor_parallel=2)
     script = 'print(\'{"gpus": 2, "bus_gb_per_s": 333.0}\')'
     found = measure_all_reduce(burnin, "r", spec, script, mib=1, timeout_s=60)
     assert found == {"gpus": 2, "bus_gb_per_s": 333.0}
@@ -259,18 +242,12 @@ def test_the_all_reduce_is_kept_before_anything_else_happens(tmp_path: Path) -> 
     assert json.loads((evidence(burnin, "one") / "allreduce.json").read_text(encoding="utf-8")) == {"skipped": "no spec"}
 
 
-def docker_spec(tmp_path: Path, tensor_parallel: int = 8) -> dict[str, Any]:
-    settings = settings_from(
-        {"model_path": str(tmp_path), "served_model_name": "m", "context_tokens": 8192, "tensor_parallel": tensor_parallel}
-    )
-    container = as_options(
-        container_from(
-            {"image": "vllm/vllm-openai:v0.12.0", "cache_dir": str(tmp_path / "cache"), "shm_size": "64g", "ipc": "private"}
-        )
-    )
-    return render_spec("vllm", "0.12.0", "docker", settings, instance="burnin", python="python3", container=container) | {
-        "env": {"NCCL_DEBUG": "WARN"}
-    }
+def docker_spec(tmp_path: Path, tensor_parallel: int = 8) -> Spec:
+    container = {"cache_dir": str(tmp_path / "cache"), "shm_size": "64g", "ipc": "private"}
+    return make_spec(
+        "docker", instance="burnin", python="python3", container=container, env={"NCCL_DEBUG": "WARN"},
+        model_path=str(tmp_path), tensor_parallel=tensor_parallel,
+    )  # fmt: skip
 
 
 class FakeDocker(Docker):
@@ -298,20 +275,22 @@ def test_in_a_container_it_has_the_engines_image_gpus_and_shared_memory(tmp_path
     docker = FakeDocker('noise\n{"gpus": 8, "bus_gb_per_s": 480.0}\n')
     where = Layout(tmp_path, "burnin")
     spec = docker_spec(tmp_path)
-    assert reduce_in_container(where, spec, "script", ["--ranks", "8"], 60, docker) == {"gpus": 8, "bus_gb_per_s": 480.0}
+    monkeypatch.setattr(docker_runtime, "Docker", lambda patience_s: docker)
+    assert reduce_spec(where, spec, "script", mib=1, timeout_s=60) == {"gpus": 8, "bus_gb_per_s": 480.0}
     body = docker.body
     assert body["Image"] == "vllm/vllm-openai:v0.12.0"
-    assert body["Entrypoint"] == ["python3", "/longhaul-allreduce.py", "--ranks", "8"]
+    assert body["Entrypoint"] == ["python3", "/longhaul-script.py", "--ranks", "8", "--mib", "1", "--device", "cuda"]
     assert set(body["Env"]) == {"NCCL_NVLS_ENABLE=0", "NCCL_DEBUG=WARN"}
     assert body["HostConfig"]["DeviceRequests"][0]["Count"] == -1
     assert body["HostConfig"]["ShmSize"] == 64 << 30
     assert body["HostConfig"]["RestartPolicy"] == {"Name": "no"}
     assert "Healthcheck" not in body
-    script = next(m for m in body["HostConfig"]["Mounts"] if m["Target"] == "/longhaul-allreduce.py")
+    script = next(m for m in body["HostConfig"]["Mounts"] if m["Target"] == "/longhaul-script.py")
     assert Path(script["Source"]).read_text(encoding="utf-8") == "script"
     assert docker.asked[-1] == ("DELETE", "/containers/c1")
     late = FakeDocker("", running=1000)
-    assert "within" in reduce_in_container(where, spec, "script", [], 0.0, late)["error"]
+    monkeypatch.setattr(docker_runtime, "Docker", lambda patience_s: late)
+    assert "within" in reduce_spec(where, spec, "script", mib=1, timeout_s=0.0)["error"]
     assert late.asked[-1] == ("DELETE", "/containers/c1")
 
 

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from longhaul.burnin.judge import Sampler, burnin_facts, judge, limits_from, parse_samples, with_burnin
+from longhaul.burnin.judge import burnin_facts, judge, limits_from, with_burnin
+from longhaul.burnin.sampler import Sampler, parse_samples
 from longhaul.errors import UserError
 from longhaul.host.checks import GpuState, SmiLog
 from longhaul.results import GpuLoad, RunResult, Verdict, dump_run, from_jsonable

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from longhaul.capacity.gate import advice, choose_gpu, drift, drift_facts, gate, planned_facts
 from longhaul.deploy.endpoint_test import QuietProgress, config_from_options, cpu_name, points_from, progress_line
 from longhaul.deploy.layout import Layout
-from longhaul.deploy.spec import read_api_key, render_spec, store_spec
+from longhaul.deploy.spec import Spec, read_api_key, render_spec, store_spec
 from longhaul.deploy.status import EndpointStatus, age, endpoint_status, log_tail, status_table
 from longhaul.engines.settings import EngineSettings, settings_from
 from longhaul.errors import UserError
@@ -27,6 +27,7 @@ from longhaul.prompts import convert
 from longhaul.validate.progress import Progress
 from standin.fixture import StandIn
 from support.paths import CONFIGS
+from support.specs import make_spec
 
 SMOL = json.loads((CONFIGS / "smollm2-135m.json").read_text(encoding="utf-8"))
 SCOUT = json.loads((CONFIGS / "llama-4-scout.json").read_text(encoding="utf-8"))
@@ -122,7 +123,7 @@ class TestGate:
         json.dumps(drift_facts(off))
 
 
-def deploy(where: Layout, url_port: int, engine: str = "vllm", version: str = "0.32.0", **settings: Any) -> dict[str, Any]:
+def deploy(where: Layout, url_port: int, engine: str = "vllm", version: str = "0.32.0", **settings: Any) -> Spec:
     memory = {"device": "cpu", "cpu_kv_cache_gib": 1} if engine == "vllm" else {}
     spec = render_spec(
         engine,
@@ -344,7 +345,7 @@ class TestRunSetup:
     def test_the_key_comes_from_a_file_and_stays_out_of_the_evidence(self, tmp_path: Path) -> None:
         key = tmp_path / "key"
         key.write_text("sesame\n", encoding="utf-8")
-        spec = {"settings": {"api_key_file": str(key)}}
+        spec = make_spec(api_key_file=str(key))
         assert read_api_key(spec, None, remote=False) == "sesame"
         assert read_api_key(spec, None, remote=True) is None, "the server's file is not on this machine"
         assert read_api_key(spec, str(key), remote=True) == "sesame"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from longhaul.deploy.hostfacts import deployed_facts, update_facts, validated_facts
 from longhaul.deploy.layout import Layout
-from longhaul.deploy.spec import render_spec
+from longhaul.deploy.spec import Spec, render_spec
 from longhaul.engines.settings import settings_from
 from longhaul.errors import UserError
 from longhaul.results import RunResult, Verdict
@@ -34,7 +34,7 @@ def run_of(verdict: Verdict) -> RunResult:
     return fixtures.run([fixtures.point(1000, verdict=verdict)])
 
 
-def spec(seqs: int = 1) -> dict[str, Any]:
+def spec(seqs: int = 1) -> Spec:
     return render_spec(
         "vllm",
         "0.12.0",
@@ -53,7 +53,7 @@ def proven() -> dict[str, Any]:
 def test_a_new_spec_has_not_been_proven_by_the_old_verdict() -> None:
     after = deployed_facts(proven(), spec(2), {**STARTED, "elapsed_s": 9.0})
     assert set(after) == {"deployed"}
-    assert after["deployed"]["spec_id"] == spec(2)["spec_id"]
+    assert after["deployed"]["spec_id"] == spec(2).spec_id
     assert after["deployed"]["start"]["elapsed_s"] == 9.0
 
 

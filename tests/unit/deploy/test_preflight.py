@@ -191,13 +191,6 @@ class TestModel:
 
 
 class TestHost:
-    def test_python(self) -> None:
-        assert preflight.check_host_python() == []
-        assert preflight.check_host_python((3, 10)) == []
-        finding = only(preflight.check_host_python((3, 9)))
-        assert finding.found == "Python 3.9 on the host"
-        assert "ansible_python_interpreter" in finding.fix
-
     def test_a_home_below_a_file_is_not_writable_even_for_root(self) -> None:
         finding = only(preflight.check_home(Layout(Path("/dev/null/x")), 0))
         assert "/dev/null/x is not writable" in finding.found

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from longhaul.deploy.layout import Layout
-from longhaul.deploy.rolling import begin, give_back, is_unproven, proven, unproven
-from longhaul.deploy.spec import SPEC_SCHEMA, load_spec, restore_previous, store_spec
+from longhaul.deploy.rolling import begin, is_unproven, proven, unproven
+from longhaul.deploy.spec import Spec, give_back, load_spec, restore_previous, store_spec
 from longhaul.errors import UserError
+from support.specs import make_spec
 
 
-def spec(name: str) -> dict[str, Any]:
-    return {"schema": SPEC_SCHEMA, "spec_id": name}
+def spec(name: str) -> Spec:
+    return make_spec(spec_id=name)
 
 
 def name_of(where: Layout, which: str = "current") -> str | None:
     found = load_spec(where, which)
-    return found["spec_id"] if found else None
+    return found.spec_id if found else None
 
 
 def test_a_spec_that_nobody_proved_is_never_the_previous_one(tmp_path: Path) -> None:
@@ -38,11 +38,11 @@ def test_going_back_keeps_what_failed_and_what_worked(tmp_path: Path) -> None:
     store_spec(where, spec("good"))
     proven(where)
     store_spec(where, spec("bad"))
-    assert give_back(where)["spec_id"] == "good"
+    assert give_back(where).spec_id == "good"
     assert name_of(where) == "good"
     assert '"bad"' in where.failed_spec.read_text()
     # A second call, by a run that was started again, changes nothing.
-    assert give_back(where)["spec_id"] == "good"
+    assert give_back(where).spec_id == "good"
     assert name_of(where, "previous") is None, "what is deployed is nothing to return to"
     # The files are two again: a later roll must not write through to the other.
     proven(where)
@@ -88,7 +88,7 @@ def test_a_kill_between_the_marker_and_the_spec_proves_nothing(tmp_path: Path) -
     where = Layout(tmp_path)
     roll(where, "good")
     store_spec(where, spec("killed in the middle"))
-    begin(where, spec("next"))  # and the controller dies here
+    begin(where, "next")  # and the controller dies here
     assert is_unproven(where, "killed in the middle")
     assert not is_unproven(where, "good")
     store_spec(where, spec("last"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from longhaul.deploy.runtimes.container import as_options, container_from
+from longhaul.deploy.runtimes.registry import runtime_kind
 from longhaul.deploy.spec import render_spec
 from longhaul.engines.settings import settings_from
 from support.paths import ROOT
@@ -80,7 +80,6 @@ def spec_id_of(inventory: str, chosen: str = "", **more: Any) -> str:
     files = [ROOT / "inventory" / inventory / "group_vars/all.yml"] if inventory != "defaults" else []
     files += [ROOT / "vars/sets" / f"{chosen}.yml"] if chosen else []
     found = role_variables(*files, **more)
-    docker = found["engine_runtime"] == "docker"
     spec = render_spec(
         found["engine_name"],
         found["engine_version"],
@@ -89,10 +88,10 @@ def spec_id_of(inventory: str, chosen: str = "", **more: Any) -> str:
         instance=found["engine_instance"],
         python="/e/bin/python",
         environment_hash="h",
-        container=as_options(container_from(found["__engine_container"])) if docker else None,
+        container=runtime_kind(found["engine_runtime"]).part_of_spec(found["__engine_container"]),
         model={"revision": "abc"},
     )
-    return str(spec["spec_id"])
+    return spec.spec_id
 
 
 @pytest.mark.parametrize(("inventory", "chosen"), sorted(SHIPPED))

@@ -15,6 +15,7 @@ from typing import Any
 
 from ...errors import UserError
 from ...values import options_for
+from ..spec import Spec
 
 LAUNCHER = "/longhaul/launch.py"
 SPEC = "/longhaul/spec.json"
@@ -110,9 +111,9 @@ def parse_mount(text: str) -> tuple[str, str, bool]:
     return source, target, how == "ro"
 
 
-def host_folders(spec: Mapping[str, Any]) -> list[str]:
+def host_folders(spec: Spec) -> list[str]:
     """Folders that must exist on the host before the container is made (Docker would make them as root, or refuse)."""
-    settings = container_from(spec["container"])
+    settings = container_from(spec.container or {})
     return [f"{settings.cache_dir}/{name}" for name in settings.caches]
 
 
@@ -121,22 +122,21 @@ def reference(settings: ContainerSettings) -> str:
     return f"{settings.image}@{settings.digest}" if settings.digest else settings.image
 
 
-def create_body(spec: Mapping[str, Any], *, endpoint: str, spec_file: str, launcher: str) -> dict[str, Any]:
+def create_body(spec: Spec, *, endpoint: str, spec_file: str, launcher: str) -> dict[str, Any]:
     """The body of ``POST /containers/create`` for a spec. ``endpoint`` labels whose it is (the state folder on the host).
 
     The health check is for people and dashboards: Docker restarts nothing because of it, and it calls a server unhealthy only
     after ``health_tolerance_s`` without an answer, longer than the longest prefill.
     """
-    settings = container_from(spec["container"])
-    engine = spec["settings"]
+    settings = container_from(spec.container or {})
     mounts = [
         _bind(launcher, LAUNCHER),
         _bind(spec_file, SPEC),
         *(_bind(f"{settings.cache_dir}/{name}", target, read_only=False) for name, target in sorted(settings.caches.items())),
     ]
-    if str(engine["model_path"]).startswith("/"):
-        mounts.append(_bind(engine["model_path"], engine["model_path"]))
-    mounts += [_bind(path, path) for path in sorted(set(spec["secret_env"].values()))]
+    if spec.settings.model_path.startswith("/"):
+        mounts.append(_bind(spec.settings.model_path, spec.settings.model_path))
+    mounts += [_bind(path, path) for path in sorted(set(spec.secret_env.values()))]
     mounts += [_bind(source, target, read_only=read_only) for source, target, read_only in map(parse_mount, settings.mounts)]
     host: dict[str, Any] = {
         "NetworkMode": settings.network,
@@ -152,7 +152,7 @@ def create_body(spec: Mapping[str, Any], *, endpoint: str, spec_file: str, launc
         "CapDrop": list(settings.cap_drop),
         "CapAdd": list(settings.cap_add),
         "SecurityOpt": list(settings.security_opt),
-        "DeviceRequests": _gpu_requests(settings, engine["device"]),
+        "DeviceRequests": _gpu_requests(settings, spec.settings.device),
         "Devices": [{"PathOnHost": d, "PathInContainer": d, "CgroupPermissions": "rwm"} for d in settings.devices],
     }
     # A size of its own means nothing where the host's /dev/shm is shared.
@@ -164,13 +164,13 @@ def create_body(spec: Mapping[str, Any], *, endpoint: str, spec_file: str, launc
         "Cmd": [],
         "Labels": {
             LABEL_ENDPOINT: endpoint,
-            LABEL_SPEC: spec["spec_id"],
-            "longhaul.engine": f"{spec['engine']} {spec['version']}",
+            LABEL_SPEC: spec.spec_id,
+            "longhaul.engine": spec.label,
         },
         "StopSignal": "SIGTERM",
         "StopTimeout": settings.stop_timeout_s,
         "Healthcheck": {
-            "Test": ["CMD", settings.python, LAUNCHER, "--health", f"{spec['url']}/health", str(settings.health_timeout_s - 1)],
+            "Test": ["CMD", settings.python, LAUNCHER, "--health", f"{spec.url}/health", str(settings.health_timeout_s - 1)],
             "Interval": settings.health_interval_s * 10**9,
             "Timeout": settings.health_timeout_s * 10**9,
             "Retries": max(1, math.ceil(settings.health_tolerance_s / settings.health_interval_s)),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from longhaul.deploy.runtimes.container import as_options, container_from, create_body, size_bytes
-from longhaul.deploy.runtimes.docker import demultiplex, find_image
+from longhaul.deploy.runtimes.docker_api import demultiplex, find_image
 from longhaul.deploy.spec import render_spec
 from longhaul.engines.settings import settings_from
 from longhaul.errors import UserError

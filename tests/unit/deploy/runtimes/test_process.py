@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 from longhaul.deploy.layout import Layout
-from longhaul.deploy.runtimes.process import Supervisor, daemon_config, program_config
-from longhaul.deploy.runtimes.registry import watched
+from longhaul.deploy.runtimes.process import ProcessRuntime
+from longhaul.deploy.runtimes.supervisor import Supervisor, daemon_config, program_config
+from longhaul.deploy.service import give_up
+from longhaul.deploy.spec import Spec
 from longhaul.errors import UserError
 from support.environments import supervisor_env
+from support.specs import make_spec
 
 # Counts its starts, then does what its spec says: a stand-in for the launcher, which takes the spec's path as its argument.
 PROGRAM = """
@@ -59,12 +62,12 @@ class Endpoint:
 
     def do(self, what: str) -> None:
         """What the program does from its next start on."""
-        self.where.current_spec.write_text(json.dumps({"do": what, **self.spec(what)}), encoding="utf-8")
+        self.where.current_spec.write_text(json.dumps({"do": what, **self.spec(what).document}), encoding="utf-8")
 
     @staticmethod
-    def spec(what: str) -> dict[str, str]:
-        """As much of a spec as the runtime reads."""
-        return {"spec_id": f"spec-{what}", "runtime": "process"}
+    def spec(what: str) -> Spec:
+        """A spec that names what the program does."""
+        return make_spec(spec_id=f"spec-{what}")
 
     def deploy(self, stop_timeout_s: int = 10) -> None:
         """As the engine role does it."""
@@ -109,7 +112,7 @@ def test_life_of_an_endpoint(home: Path) -> None:
     assert first.pid
     assert one.supervisor.start() is False
     one.deploy()
-    assert one.supervisor.write_config(10) is False
+    assert one.supervisor.write_config(10) == ()
     assert one.supervisor.state().pid == first.pid
     assert one.starts == 1, "a deployment that changes nothing restarts nothing"
     assert "started: run" in one.where.log.read_text(encoding="utf-8"), "the log is where the watcher looks"
@@ -154,7 +157,8 @@ def test_a_watch_that_outlived_its_controller_leaves_the_next_deployment_alone(h
     one = Endpoint(home, do="ignore")
     one.deploy()
     until(lambda: one.starts == 1)
-    left_behind = watched(one.where, one.spec("ignore"), 0)
+    runtime = ProcessRuntime(one.where)
+    left_behind = runtime.watch(one.spec("ignore"), 0)
     assert left_behind.alive()
     # The next controller deploys something else.
     one.do("run")
@@ -162,10 +166,10 @@ def test_a_watch_that_outlived_its_controller_leaves_the_next_deployment_alone(h
     one.supervisor.start()
     until(lambda: one.starts == 2)
     assert not left_behind.alive()
-    left_behind.give_up()
+    give_up(one.where, one.spec("ignore"), left_behind)
     assert one.supervisor.state().alive
     # Its own watch stops it.
-    watched(one.where, one.spec("run"), 0).give_up()
+    give_up(one.where, one.spec("run"), runtime.watch(one.spec("run"), 0))
     assert not one.supervisor.state().alive
 
 
@@ -252,5 +256,7 @@ class TestConfiguration:
         assert one.write_config(60, dry_run=True)
         assert list(tmp_path.iterdir()) == []
         assert one.write_config(60)
-        assert one.write_config(60) is False
-        assert one.write_config(61) is True
+        assert one.write_config(60) == ()
+        (change,) = one.write_config(61)
+        assert change.path == str(one.program_file)
+        assert change.before == change.after.replace("stopwaitsecs = 61", "stopwaitsecs = 60")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import struct
 import time
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,19 @@ from typing import Any
 
 import pytest
 from longhaul.deploy.layout import Layout
+from longhaul.deploy.runtimes import docker as docker_runtime
 from longhaul.deploy.runtimes import registry as runtimes
+from longhaul.deploy.runtimes.base import ProgramState, Runtime
 from longhaul.deploy.runtimes.container import LABEL_SPEC
-from longhaul.deploy.runtimes.docker import Docker, DockerError
-from longhaul.deploy.runtimes.process import ProgramState, Supervisor
+from longhaul.deploy.runtimes.docker import DockerRuntime
+from longhaul.deploy.runtimes.docker_api import Docker, DockerError
+from longhaul.deploy.runtimes.supervisor import Supervisor
+from longhaul.errors import UserError
+from support.paths import ROOT
+from support.specs import make_spec
 
-SPEC = {"spec_id": "abc", "runtime": "process"}
-CONTAINER = {"spec_id": "abc", "runtime": "docker"}
+SPEC = make_spec(spec_id="abc")
+CONTAINER = make_spec("docker", spec_id="abc")
 
 
 def stamp(unix_s: float) -> str:
@@ -50,8 +57,8 @@ class Daemon(Docker):
 def daemon(monkeypatch: pytest.MonkeyPatch) -> type[Daemon]:
     """The daemon of this host."""
     here = type("Here", (Daemon,), {})
-    monkeypatch.setattr(runtimes, "Docker", here)
-    monkeypatch.setattr(runtimes, "docker_here", lambda: True)
+    monkeypatch.setattr(docker_runtime, "Docker", here)
+    monkeypatch.setattr(DockerRuntime, "is_here", staticmethod(lambda: True))
     return here
 
 
@@ -91,5 +98,24 @@ def test_without_a_container_that_runs_or_a_daemon_there_is_none(
     assert runtimes.log_from_now(Layout(tmp_path), CONTAINER) is None
     daemon.status, daemon.down = "running", True
     assert runtimes.log_from_now(Layout(tmp_path), CONTAINER) is None
-    monkeypatch.setattr(runtimes, "docker_here", lambda: False)
+    monkeypatch.setattr(DockerRuntime, "is_here", staticmethod(lambda: False))
     assert runtimes.log_from_now(Layout(tmp_path), CONTAINER) is None
+
+
+def test_every_runtime_has_all_that_is_asked_of_one(tmp_path: Path) -> None:
+    asked = {name for name in vars(Runtime) if not name.startswith("_")} | set(Runtime.__annotations__)
+    for name, kind in runtimes.RUNTIMES.items():
+        assert kind.name == name
+        assert asked <= set(dir(kind))
+    with pytest.raises(UserError, match=r"engine_runtime 'podman' \| required: one of process, docker"):
+        runtimes.runtime_kind("podman")
+    assert runtimes.runtime_of(Layout(tmp_path), None).name == "process"
+
+
+def test_no_other_module_compares_a_runtimes_name() -> None:
+    """One comparison elsewhere, and a runtime is no longer one module and one line."""
+    places = [*(ROOT / "module_utils").rglob("*.py"), *(ROOT / "library").glob("*.py"), *(ROOT / "plugins").rglob("*.py")]
+    compared = re.compile(r"""[!=]=\s*["'](process|docker|kubernetes)["']|["'](process|docker|kubernetes)["']\s*[!=]=""")
+    found = [str(p) for p in places if compared.search(p.read_text(encoding="utf-8"))]
+    assert found == []
+    assert len(places) > 100

@@ -1,0 +1,1 @@
+../../../module_utils/longhaul_module.py
