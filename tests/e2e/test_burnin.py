@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from longhaul.burnin.host import all_reduce
+from longhaul.burnin.allreduce import reduce_spec
+from longhaul.deploy.layout import Layout
 from longhaul.deploy.runtimes.registry import healthy
 from longhaul.deploy.runtimes.supervisor import Supervisor
 from longhaul.deploy.spec import load_spec
@@ -20,6 +21,7 @@ from longhaul.results import Verdict, load_run
 from support.engine import engine_python
 from support.hub import command_lines
 from support.runner import Outcome, run_playbook
+from support.specs import make_spec
 
 from e2e.conftest import Deployment, free_port
 
@@ -129,11 +131,12 @@ def test_an_engine_that_dies_fails_the_burnin_with_its_words_and_the_host_is_giv
 
 
 @pytest.mark.engine
-def test_the_all_reduce_runs_with_the_engines_own_torch() -> None:
+def test_the_all_reduce_runs_with_the_engines_own_torch(tmp_path: Path) -> None:
     """Two processes over gloo: the program, its arithmetic and its spawning; NCCL and GPUs are not here."""
     script = (ROOT / "roles/burnin/files/allreduce.py").read_text(encoding="utf-8")
-    words = ["--ranks", "2", "--mib", "4", "--device", "cpu"]
-    found = all_reduce(str(engine_python()), script, words, env={"NCCL_NVLS_ENABLE": "0"}, timeout_s=300)
+    memory = {"device": "cpu", "cpu_kv_cache_gib": 1, "tensor_parallel": 2}
+    spec = make_spec(python=str(engine_python()), env={"NCCL_NVLS_ENABLE": "0"}, **memory)
+    found = reduce_spec(Layout(tmp_path), spec, script, mib=4, timeout_s=300)
     assert (found["gpus"], found["bytes"], found["backend"]) == (2, 4 * 2**20, "gloo")
     # 2 (n - 1) / n is 1 for two.
     assert found["bus_gb_per_s"] == found["algorithm_gb_per_s"] > 0
