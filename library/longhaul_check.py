@@ -16,7 +16,8 @@ author: [Longhaul]
 options:
   home: {description: longhaul_home on the host., type: path}
   instance: {description: Name of the endpoint on this host., type: str, default: default}
-  engine: {description: "name, version, runtime, settings.", type: dict}
+  engine: {description: "name, version, runtime, settings; variables: names of all C(engine_*) variables of the host.", type: dict}
+  compare: {description: "files and sets: the two sets of variables of a comparison.", type: dict}
   model_store: {description: "source, path, hub_repo, dummy.", type: dict}
   ladder:
     description: ladder_tokens, concurrency, output_tokens, context_tokens; deployed_context_tokens counts before that one.
@@ -67,6 +68,7 @@ def main() -> None:
             "home": {"type": "path"},
             "instance": {"type": "str", "default": "default"},
             "engine": {"type": "dict"},
+            "compare": {"type": "dict"},
             "model_store": {"type": "dict"},
             "ladder": {"type": "dict"},
             "needed_bytes": {"type": "int"},

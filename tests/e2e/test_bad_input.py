@@ -157,7 +157,7 @@ def test_bad_hosts_fail_and_good_ones_go_on(hosts: Hosts) -> None:
 @pytest.mark.parametrize(
     ("host", "words"),
     [
-        ("engine", ["engine_name 'llamacpp'", "vllm, sglang", "set engine_name"]),
+        ("engine", ["engine_name 'llamacpp'", "sglang, vllm", "set engine_name"]),
         ("runtime", ["engine_runtime 'podman'", "process, docker", "set engine_runtime"]),
         ("source", ["model_store_source 'ftp'", "bundled, dummy, path, hub", "set model_store_source"]),
         ("context-words", ["engine_context_tokens '2M'", "positive integer", "set engine_context_tokens"]),

@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import filter_loader, lookup_loader
 from ansible.template import Templar
 
 from support.paths import ROOT
+
+# As in ansible.cfg, which is not read here.
+lookup_loader.add_directory(str(ROOT / "plugins" / "lookup"))
+filter_loader.add_directory(str(ROOT / "plugins" / "filter"))
 
 # What Ansible and the roles before this one would know of the host.
 HOST = {

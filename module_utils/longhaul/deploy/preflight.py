@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ..engines.registry import ENGINES, get_engine
-from ..engines.settings import settings_from
+from ..engines.settings import SETTINGS, Setting, settings_from
 from ..errors import Finding, UserError
 from ..files import free_bytes
 from ..version import Version
+from .compare_sets import check_sets
+from .engine_variables import unknown_variables
 from .layout import DEFAULT_INSTANCE, Layout, layout
 from .model_store import SOURCES, check_model_dir
 from .ports import port_holder, port_is_free, port_taken
@@ -41,8 +43,11 @@ def whole_number(name: str, value: Any, least: int = 1) -> int | Finding:
 
 
 def check_engine(options: Mapping[str, Any]) -> list[Finding]:
-    """Engine, version, runtime, sizes and settings; ``settings`` as for the spec. No host needed."""
-    findings: list[Finding] = []
+    """Engine, version, runtime, sizes and settings; ``settings`` as for the spec. No host needed.
+
+    ``variables``: names of all ``engine_*`` variables of the host, of which each must be known.
+    """
+    findings = unknown_variables(options.get("variables") or ())
     if options.get("name") not in ENGINES:
         findings.append(Finding(f"engine_name {options.get('name')!r}", "one of " + ", ".join(ENGINES), "set engine_name"))
     if options.get("runtime") not in RUNTIMES:
@@ -56,29 +61,34 @@ def check_engine(options: Mapping[str, Any]) -> list[Finding]:
         version = None
     settings = dict(options.get("settings") or {})
     numbers_ok = True
-    for name in ("context_tokens", "port", "tensor_parallel", "pipeline_parallel"):
-        number = whole_number(f"engine_{name}", settings.get(name))
-        if isinstance(number, Finding):
-            findings.append(number)
+    for setting in SETTINGS:
+        finding = out_of_bounds(setting, settings.get(setting.name))
+        if finding is not None:
+            findings.append(finding)
             numbers_ok = False
-        elif name == "port" and number > 65535:
-            findings.append(Finding(f"engine_port {number}", "1 to 65535", "set engine_port"))
-    utilization = settings.get("gpu_memory_utilization")
-    if utilization is not None and not _between(utilization, 0.05, 1.0):
-        findings.append(
-            Finding(
-                f"engine_gpu_memory_utilization {utilization!r}",
-                "a fraction from 0.05 to 1.0",
-                "set engine_gpu_memory_utilization",
-            )
-        )
-        numbers_ok = False
     if version is not None and numbers_ok and options.get("name") in ENGINES:
         try:
             ENGINES[str(options["name"])].launch(settings_from(settings), version)
         except UserError as error:
             findings.append(error.finding)
     return findings
+
+
+def out_of_bounds(setting: Setting, value: Any) -> Finding | None:
+    """What is wrong with a number that has bounds; ``None`` where nothing is, or where it may be left empty and is."""
+    least, most = setting.about.least, setting.about.most
+    if least is None or (value in (None, "") and setting.kind.endswith("| None")):
+        return None
+    if setting.kind == "int":
+        number = whole_number(setting.variable, value, int(least))
+        if isinstance(number, Finding):
+            return number
+        if most is None or number <= most:
+            return None
+        return Finding(f"{setting.variable} {number}", f"{least:.0f} to {most:.0f}", f"set {setting.variable}")
+    if most is None or _between(value, least, most):
+        return None
+    return Finding(f"{setting.variable} {value!r}", f"a fraction from {least} to {most}", f"set {setting.variable}")
 
 
 def check_model_store(options: Mapping[str, Any]) -> list[Finding]:
@@ -253,6 +263,8 @@ def run_checks(options: Mapping[str, Any]) -> list[Finding]:
     findings: list[Finding] = []
     if options.get("engine") is not None:
         findings += check_engine(options["engine"])
+    if options.get("compare") is not None:
+        findings += check_sets(options["compare"]["files"], options["compare"]["sets"])
     if options.get("model_store") is not None:
         findings += check_model_store(options["model_store"])
     if options.get("ladder") is not None:

@@ -12,6 +12,8 @@ from .vllm.adapter import ADAPTER as VLLM
 
 # Every adapter that is imported above. Ansible brings to a host what is imported by name, so that no folder is searched.
 ENGINES: dict[str, EngineAdapter] = {x.name: x for x in tuple(globals().values()) if isinstance(x, EngineAdapter)}
+# The engine of a deployment that names none.
+DEFAULT_ENGINE = VLLM.name
 
 
 def get_engine(name: str) -> EngineAdapter:

@@ -239,6 +239,11 @@ class Setting:
         return self.about.option or "--" + self.name.replace("_", "-")
 
     @property
+    def role_default(self) -> Any:
+        """What the role's defaults say: a value, or an expression of Jinja."""
+        return self.unset if self.about.default is _NOT_GIVEN else self.about.default
+
+    @property
     def unset(self) -> Any:
         """The value under which nobody set it, as a spec on disk holds it."""
         return list(self.default) if isinstance(self.default, tuple) else self.default

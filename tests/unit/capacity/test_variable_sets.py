@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 from longhaul.capacity.gate import gate
+from longhaul.deploy.compare_sets import check_sets, side
+from longhaul.deploy.engine_variables import VARIABLES, setting_options
 from longhaul.engines.registry import get_engine
-from longhaul.engines.settings import settings_from
+from longhaul.engines.settings import EngineSettings, settings_from
 from longhaul.physics.hardware import get_gpu
 from longhaul.version import Version
 from support.paths import ROOT
@@ -26,12 +28,8 @@ RUNS = {
 MEASURED = [path for path in SETS if "-2x-" in path.stem]
 REQUESTED = [path for path in SETS if path not in MEASURED]
 SCOUT = json.loads((ROOT / "tests" / "data" / "configs" / "llama-4-scout.json").read_text())
-# What of a set is the engine's; the rest is the container's and the test's.
-NEUTRAL = (
-    "context_tokens", "tensor_parallel", "pipeline_parallel", "gpu_memory_utilization", "hybrid_kv", "kv_cache_dtype", "enforce_eager",
-    "max_num_seqs", "attention_backend", "extra_env", "quantization", "swa_full_tokens_ratio", "block_size_tokens",
-    "max_num_batched_tokens",
-)  # fmt: skip
+# What the measured servers were given for their bare machine: random weights and hooks.
+OF_THE_MACHINE = ("extra_env", "extra_args", "load_format")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -39,9 +37,11 @@ def load(path: Path) -> dict[str, Any]:
     return found
 
 
-def settings(values: dict[str, Any]) -> Any:
-    chosen = {name: values[f"engine_{name}"] for name in NEUTRAL if f"engine_{name}" in values}
-    return settings_from({"model_path": "/data/models/scout", "served_model_name": "scout", "host": "gpu-01", **chosen})
+def settings(values: dict[str, Any]) -> EngineSettings:
+    """The engine's part of a set; the rest is the container's and the test's."""
+    return settings_from(
+        {"model_path": "/data/models/scout", "served_model_name": "scout", "host": "gpu-01", **setting_options(values)}
+    )
 
 
 def test_every_configuration_of_the_request_is_there() -> None:
@@ -49,11 +49,11 @@ def test_every_configuration_of_the_request_is_there() -> None:
 
 
 @pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
-def test_compare_reads_all_that_the_set_says(path: Path) -> None:
-    """playbooks/compare.yml refuses a variable that it would not hand on."""
-    (task,) = yaml.safe_load((ROOT / "playbooks" / "tasks" / "compare_engine.yml").read_text())
-    handed = {name: text for name, text in task["vars"].items() if f"__compare_set.{name}" in str(text)}
-    assert set(load(path)) <= set(handed)
+def test_compare_takes_all_that_the_set_says(path: Path) -> None:
+    said = load(path)
+    assert check_sets([str(path), str(path)], [said, said]) == []
+    taken = side(said, {})
+    assert {name: taken[name] for name in said} == said
 
 
 @pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
@@ -103,8 +103,9 @@ def test_a_measured_set_renders_the_argv_that_was_measured(path: Path) -> None:
     run = ROOT / "docs" / "results" / RUNS[path.stem] / "gpu-run.json"
     measured = json.loads(run.read_text())["environment"]["settings"]
     chosen = settings(values)
-    for name in NEUTRAL:
-        if name != "extra_env":
+    for row in VARIABLES:
+        if row.setting is not None and row.compare != "never" and row.setting.name not in OF_THE_MACHINE:
+            name = row.setting.name
             assert getattr(chosen, name) == measured[name], name
 
 
