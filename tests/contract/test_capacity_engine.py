@@ -181,10 +181,10 @@ def plan_of(engine: Engine, setting: Setting) -> Plan:
         release=engine.release,
         context_tokens=setting.context,
         available_kv_gib=KV_GIB,
-        kv_dtype=setting.kv_dtype,
+        kv_cache_dtype=setting.kv_dtype,
         hybrid_kv="default" if setting.hybrid else "off",
         max_num_batched_tokens=setting.batched,
-        block_size=setting.block,
+        block_size_tokens=setting.block,
     )
     return plan_capacity(load_architecture(engine.models[setting.model]), get_gpu("cpu"), settings)
 

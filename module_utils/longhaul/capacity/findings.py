@@ -71,7 +71,7 @@ def structural_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, hos
                 "positions",
             )
         )
-    if normal_dtype(s.kv_dtype) == "fp8" and gpu.vendor == "nvidia" and gpu.peak_flop_per_s.get("bf16") and not gpu.has_fp8:
+    if normal_dtype(s.kv_cache_dtype) == "fp8" and gpu.vendor == "nvidia" and gpu.peak_flop_per_s.get("bf16") and not gpu.has_fp8:
         found.append(
             Finding(f"fp8 KV on {gpu.name}", "a GPU with fp8 units", "use bf16 KV, or H100, L40S or newer", "refuse", "kv_dtype")
         )

@@ -177,7 +177,7 @@ def _empty_plan(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, findings: t
         rope_bytes=0,
         available_kv_bytes=0,
         available_kv_margin_bytes=0,
-        kv_dtype=normal_dtype(s.kv_dtype),
+        kv_dtype=normal_dtype(s.kv_cache_dtype),
         kv_bytes_per_token=0,
         kv_bytes_per_token_all_layers=0,
         kv_cache_tokens=0,

@@ -75,18 +75,18 @@ def _possible_changes(
 ) -> list[tuple[str, PlanSettings]]:
     """Single changes that could make a plan fit, cheapest first."""
     changes: list[tuple[str, PlanSettings]] = []
-    if s.block_size is not None:
-        changes.append(("the engine's own block size", replace(s, block_size=None)))
+    if s.block_size_tokens is not None:
+        changes.append(("the engine's own block size", replace(s, block_size_tokens=None)))
     if s.hybrid_kv != "on" and len({(x.kind, x.window_tokens) for x in model.layers}) > 1:
         changes.append(("hybrid KV on", replace(s, hybrid_kv="on")))
     own = get_engine(s.engine).changes(model, gpu, s)
     changes += [(x.name, x.settings) for x in own if not x.dear]
     if model.max_positions is not None and s.context_tokens > model.max_positions:
         changes.append((f"context {model.max_positions:,}", replace(s, context_tokens=model.max_positions)))
-    if normal_dtype(s.kv_dtype) != "fp8" and (gpu.has_fp8 or gpu.vendor == "cpu"):
-        changes.append(("fp8 KV", replace(s, kv_dtype="fp8")))
-    elif normal_dtype(s.kv_dtype) == "fp8" and not gpu.has_fp8 and gpu.vendor == "nvidia":
-        changes.append(("bf16 KV", replace(s, kv_dtype="bf16")))
+    if normal_dtype(s.kv_cache_dtype) != "fp8" and (gpu.has_fp8 or gpu.vendor == "cpu"):
+        changes.append(("fp8 KV", replace(s, kv_cache_dtype="fp8")))
+    elif normal_dtype(s.kv_cache_dtype) == "fp8" and not gpu.has_fp8 and gpu.vendor == "nvidia":
+        changes.append(("bf16 KV", replace(s, kv_cache_dtype="bf16")))
     changes += [(x.name, x.settings) for x in own if x.dear]
     if normal_dtype(s.weights_dtype) not in {"fp8"} and gpu.has_fp8 and model.quantization is None:
         changes.append(("fp8 weights", _moved(model, s, replace(s, weights_dtype="fp8"))))

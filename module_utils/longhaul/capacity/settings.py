@@ -23,9 +23,7 @@ def settings_from_engine(
         release,
         **size_values(wanted),
         available_kv_gib=available_kv_gib if available_kv_gib is not None else (wanted.cpu_kv_cache_gib if on_cpu else None),
-        kv_dtype=wanted.kv_cache_dtype,
         weights_dtype="fp8" if (wanted.quantization or "").startswith("fp8") else wanted.dtype,
-        block_size=wanted.block_size_tokens,
         concurrency=concurrency,
     )
     return get_engine(engine).planned(wanted, planned)

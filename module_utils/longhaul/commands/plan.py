@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from ..capacity.plan import Plan, check_plan, needed_kv_bytes, plan_capacity, requests_that_fit
 from ..capacity.search import max_context, nearest_plans
 from ..engines.registry import ENGINES
+from ..engines.settings import SIZE_SETTINGS, Setting
 from ..engines.sizing import PlanSettings
 from ..errors import UserError
 from ..models.architecture import ModelArchitecture
@@ -19,6 +20,8 @@ from ..models.reader import load_architecture
 from ..physics.hardware import GIB, GPUS, Gpu, get_gpu
 from ..version import Version
 
+# Settings whose default follows from the model or from the other options.
+_FROM_THE_REST = {"context_tokens": "all of the model's positions", "tensor_parallel": "GPUs / PP"}
 # The columns of --sweep: the request's range, 128K to the 10M that Llama-4-Scout was made for.
 SWEEP_CONTEXTS = (131_072, 1_048_576, 2_097_152, 5_242_880, 8_388_608, 10_485_760)
 
@@ -32,29 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu-memory-gib", type=float, metavar="G", help="memory of a GPU that the table lacks")
     parser.add_argument("--gpu-bandwidth-gb-s", type=float, metavar="B", help="its memory bandwidth, 1e9 bytes/s")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs in the host (default: TP x PP)")
-    parser.add_argument("--tp", type=int, metavar="N", help="tensor parallel size (default: GPUs / PP)")
-    parser.add_argument("--pp", type=int, default=1, metavar="N", help="pipeline parallel size (default: 1)")
     parser.add_argument("--engine", required=True, metavar="NAME==VERSION", help=", ".join(_oldest().values()) + " ...")
-    parser.add_argument("--context", type=int, metavar="TOKENS", help="context to serve (default: all of the model's positions)")
     memory = parser.add_mutually_exclusive_group()
-    memory.add_argument("--gpu-memory-utilization", type=float, metavar="F", help="share for the engine (SGLang: static share)")
     memory.add_argument("--available-kv-gib", type=float, metavar="G", help="KV memory a GPU, from the engine's log: exact sums")
-    parser.add_argument("--kv-dtype", default="auto", metavar="D", help="bf16, fp16 or fp8 (default: as the model)")
+    for setting in SIZE_SETTINGS:
+        _add_setting(memory if setting.name == "gpu_memory_utilization" else parser, setting)
     parser.add_argument("--weights-dtype", default="auto", metavar="D", help="bf16, fp16 or fp8 (default: as the checkpoint)")
-    parser.add_argument("--hybrid-kv", choices=("on", "off", "default"), default="default", help="hybrid KV manager")
-    parser.add_argument("--max-num-batched-tokens", type=int, metavar="N", help="prefill chunk (SGLang: --chunked-prefill-size)")
-    parser.add_argument("--max-num-seqs", type=int, metavar="N", help="most requests at once (SGLang: --max-running-requests)")
-    parser.add_argument(
-        "--block-size", type=int, metavar="N", help="tokens of one KV block (SGLang: --page-size); default: the engine's own"
-    )
-    parser.add_argument("--swa-full-tokens-ratio", type=float, metavar="R", help="SGLang: local pool / full pool")
     parser.add_argument("--cuda-graph-max-batch", type=int, metavar="N", help="SGLang: largest graph batch; 0 is off")
-    parser.add_argument("--max-total-tokens", type=int, metavar="N", help="SGLang: cap on the pool")
     parser.add_argument(
         "--pytorch-sampler", action="store_true", help="vLLM started with VLLM_USE_FLASHINFER_SAMPLER=0: a full batch costs more"
     )
-    parser.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
-    parser.add_argument("--text-only", action="store_true", help="the engine is told to leave out the vision tower")
     parser.add_argument("--concurrency", type=int, default=1, metavar="N", help="requests of the whole context wanted at once")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--explain", action="store_true", help="show the sum line by line")
@@ -62,34 +52,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sweep", action="store_true", help="table of GPU model x context x KV dtype")
 
 
+def _add_setting(parser: argparse._ActionsContainer, setting: Setting) -> None:
+    """The option of one engine setting that decides what fits. Its default is the plan's."""
+    default = None if setting.name in _FROM_THE_REST else PlanSettings.__dataclass_fields__[setting.name].default
+    unset = _FROM_THE_REST.get(setting.name) or setting.about.empty or (default if default is not False else "")
+    text = setting.about.help.removesuffix(".") + (f" (default: {unset})" if unset else "")
+    found: dict[str, Any] = {"dest": setting.name, "default": default, "help": text.replace("%", "%%")}
+    if setting.kind == "bool":
+        found["action"] = argparse.BooleanOptionalAction if default else "store_true"
+    elif setting.choices:
+        found["choices"] = setting.choices
+    else:
+        kind = setting.kind.removesuffix(" | None")
+        found |= {"type": {"int": int, "float": float}.get(kind, str), "metavar": {"int": "N", "float": "F"}.get(kind, "NAME")}
+    parser.add_argument(setting.option, **found)
+
+
 def run(args: argparse.Namespace) -> int:
     """Print one plan, the largest context, or the sweep."""
     model = load_architecture(args.model)
     engine, release = _engine(args.engine)
     tp, pp, gpus = _parallel(args)
-    context = args.context if args.context is not None else model.max_positions
+    context = args.context_tokens if args.context_tokens is not None else model.max_positions
     if context is None:
         raise UserError(f"{model.name} does not name its positions", "--context", "give the context to serve")
+    given = {setting.name: getattr(args, setting.name) for setting in SIZE_SETTINGS}
     settings = PlanSettings(
-        engine=engine,
-        release=release,
-        context_tokens=context,
-        tensor_parallel=tp,
-        pipeline_parallel=pp,
-        gpu_memory_utilization=args.gpu_memory_utilization,
+        engine,
+        release,
+        **{**given, "context_tokens": context, "tensor_parallel": tp, "pipeline_parallel": pp},
         available_kv_gib=args.available_kv_gib,
-        kv_dtype=args.kv_dtype,
         weights_dtype=args.weights_dtype,
-        hybrid_kv=args.hybrid_kv,
-        max_num_batched_tokens=args.max_num_batched_tokens,
-        max_num_seqs=args.max_num_seqs,
-        block_size=args.block_size,
-        text_only=args.text_only,
-        enforce_eager=args.enforce_eager,
         torch_sampler=args.pytorch_sampler,
-        swa_full_tokens_ratio=args.swa_full_tokens_ratio,
         cuda_graph_max_batch=args.cuda_graph_max_batch,
-        max_total_tokens=args.max_total_tokens,
         concurrency=args.concurrency,
     )
     if args.sweep:
@@ -143,7 +138,7 @@ def plan_to_json(plan: Plan, nearest: Iterable[tuple[str, Plan]] = ()) -> dict[s
         "needed_kv_gib_per_request": plan.needed_kv_bytes_per_request / GIB,
         "hybrid_kv": plan.hybrid_kv,
         "max_num_batched_tokens": plan.max_num_batched_tokens,
-        "block_size_tokens": plan.groups[0].block_size if plan.groups else s.block_size,
+        "block_size_tokens": plan.groups[0].block_size if plan.groups else s.block_size_tokens,
         "fixed_costs_gib_per_gpu": plan.fixed_costs_bytes / GIB,
         "starts_anyway": plan.starts_anyway,
         "findings": [
@@ -180,15 +175,19 @@ def _oldest() -> dict[str, str]:
 
 def _parallel(args: argparse.Namespace) -> tuple[int, int, int]:
     """(TP, PP, GPUs): whatever is left out follows from the rest."""
-    for label, value in (("--tp", args.tp), ("--pp", args.pp), ("--gpus", args.gpus)):
+    for label, value in (("--tp", args.tensor_parallel), ("--pp", args.pipeline_parallel), ("--gpus", args.gpus)):
         if value is not None and value < 1:
             raise UserError(f"{label} {value}", "a whole number of at least 1", f"give a positive {label}")
-    if args.tp is None:
-        gpus = args.gpus if args.gpus is not None else args.pp
-        if gpus % args.pp:
-            raise UserError(f"{gpus} GPUs over {args.pp} stages", "GPUs divisible by --pp", "give --tp as well")
-        return gpus // args.pp, args.pp, gpus
-    return args.tp, args.pp, args.gpus if args.gpus is not None else args.tp * args.pp
+    if args.tensor_parallel is None:
+        gpus = args.gpus if args.gpus is not None else args.pipeline_parallel
+        if gpus % args.pipeline_parallel:
+            raise UserError(f"{gpus} GPUs over {args.pipeline_parallel} stages", "GPUs divisible by --pp", "give --tp as well")
+        return gpus // args.pipeline_parallel, args.pipeline_parallel, gpus
+    return (
+        args.tensor_parallel,
+        args.pipeline_parallel,
+        args.gpus if args.gpus is not None else args.tensor_parallel * args.pipeline_parallel,
+    )
 
 
 def _parameters(plan: Plan) -> int:
@@ -285,15 +284,15 @@ def _sweep(model: ModelArchitecture, settings: PlanSettings, args: argparse.Name
     contexts = [c for c in SWEEP_CONTEXTS if model.max_positions is None or c <= model.max_positions] or [
         model.max_positions or 1
     ]
-    if args.context is not None and args.context not in contexts:
-        contexts = sorted({*contexts, args.context})
+    if args.context_tokens is not None and args.context_tokens not in contexts:
+        contexts = sorted({*contexts, args.context_tokens})
     rows: list[dict[str, Any]] = []
     for name in names:
         gpu = get_gpu(name, memory_gib=args.gpu_memory_gib, bandwidth_gb_per_s=args.gpu_bandwidth_gb_s)
-        for dtype in ("bf16", "fp8") if settings.kv_dtype == "auto" else (settings.kv_dtype,):
+        for dtype in ("bf16", "fp8") if settings.kv_cache_dtype == "auto" else (settings.kv_cache_dtype,):
             if dtype == "fp8" and not gpu.has_fp8:
                 continue
-            wanted = replace(settings, kv_dtype=dtype)
+            wanted = replace(settings, kv_cache_dtype=dtype)
             plans = {c: plan_capacity(model, gpu, replace(wanted, context_tokens=c), host_gpus=gpus) for c in contexts}
             any_plan = plans[contexts[0]]
             rows.append(

@@ -64,7 +64,9 @@ def _of_setting(setting: Setting) -> Variable:
     about = setting.about
     plain = setting.kind.removesuffix(" | None")
     kind = {"tuple": "list", "Mapping": "dict"}.get(plain.split("[")[0], plain)
-    text = f"{about.help} Empty means {about.empty}." if about.empty else about.help
+    text = about.help + (f" Empty means {about.empty}." if about.empty else "")
+    if "on" in setting.choices:
+        text += " Quote it."  # YAML reads a bare on or off as a boolean
     default = setting.role_default
     return Variable(setting.variable, about.section, text, default, kind, "", setting.choices, False, about.compare, "", setting)
 

@@ -45,7 +45,7 @@ class About:
 
     ``help``: one sentence or two, without the default. ``empty``: what an empty value means. ``least`` and ``most`` are
     inclusive. ``default``: what the role's defaults say where that differs from the field's default (an expression of Jinja).
-    ``capacity``: whether the plan depends on it. ``option``: its option of ``longhaul plan``, where that is not its name.
+    ``option``: its option of ``longhaul plan``, where that is not its name.
     """
 
     help: str
@@ -55,29 +55,24 @@ class About:
     most: float | None = None
     compare: Compare = "default"
     default: Any = _NOT_GIVEN
-    capacity: bool = False
     option: str = ""
 
 
-def _about(text: str, section: Section = "Size", **more: Any) -> dict[str, About]:
+def about(text: str, section: Section = "Size", **more: Any) -> dict[str, About]:
     """The metadata of a field that declares a setting."""
     return {"about": About(text, section, **more)}
 
 
-def _planned(text: str, **more: Any) -> dict[str, About]:
-    """The same for a setting that the plan depends on."""
-    return _about(text, capacity=True, **more)
-
-
 @dataclass(frozen=True, kw_only=True)
 class SizeSettings:
-    """The settings that the capacity plan takes as they are. ``None`` and ``"default"`` leave the choice to the engine.
+    """The settings that decide what fits: the plan takes each as it is, and ``longhaul plan`` has an option for each.
 
-    Sizes are plain integers, never suffixed strings: vLLM reads 8M as 8,388,608 but 8m as 8,000,000.
+    ``None``, ``"auto"`` and ``"default"`` leave the choice to the engine. Sizes are plain integers, never suffixed strings: vLLM
+    reads 8M as 8,388,608 but 8m as 8,000,000.
     """
 
     context_tokens: int = field(
-        metadata=_planned(
+        metadata=about(
             "Context that one request may use, prompt and answer together: a plain number of tokens.",
             least=1,
             default=8192,
@@ -85,14 +80,14 @@ class SizeSettings:
         )
     )
     tensor_parallel: int = field(
-        default=1, metadata=_planned("GPUs that share every layer.", least=1, compare="inventory", option="--tp")
+        default=1, metadata=about("GPUs that share every layer.", least=1, compare="inventory", option="--tp")
     )
     pipeline_parallel: int = field(
-        default=1, metadata=_planned("GPUs that split the layers among them.", least=1, compare="inventory", option="--pp")
+        default=1, metadata=about("GPUs that split the layers among them.", least=1, compare="inventory", option="--pp")
     )
     gpu_memory_utilization: float | None = field(
         default=None,
-        metadata=_planned(
+        metadata=about(
             "Share of GPU memory that the engine may take (SGLang: for weights and KV pool).",
             least=0.05,
             most=1.0,
@@ -101,44 +96,57 @@ class SizeSettings:
     )
     hybrid_kv: HybridKv = field(
         default="default",
-        metadata=_planned('Hybrid KV cache manager: "on", "off" or "default" (what this version does by itself). Quote it.'),
+        metadata=about('Hybrid KV cache manager: "on", "off" or "default" (what this version does by itself).'),
+    )
+    kv_cache_dtype: str = field(
+        default="auto",
+        metadata=about("Type of the KV cache: auto (as the model), bfloat16, fp8, fp8_e4m3 and so on.", option="--kv-dtype"),
     )
     max_num_batched_tokens: int | None = field(
         default=None,
-        metadata=_planned("Prompt tokens of one step (SGLang: chunked prefill size).", empty=ENGINE_DEFAULT),
+        metadata=about("Prompt tokens of one step (SGLang: chunked prefill size).", empty=ENGINE_DEFAULT),
+    )
+    block_size_tokens: int | None = field(
+        default=None,
+        metadata=about(
+            "Tokens of one KV page (vLLM: block size, SGLang: page size); 128 suits FlashAttention 3.",
+            empty=ENGINE_DEFAULT,
+            option="--block-size",
+        ),
     )
     max_num_seqs: int | None = field(
         default=None,
-        metadata=_planned(
+        metadata=about(
             "Most requests in flight (SGLang: its request table grows with it).",
-            empty=f"{ENGINE_DEFAULT}; for SGLang the most whose request table stays within 512 MiB per GPU",
+            empty=f"{ENGINE_DEFAULT} (SGLang: the most whose request table stays within 512 MiB per GPU)",
         ),
     )
-    text_only: bool = field(default=True, metadata=_planned("Leave out the vision tower of a multimodal model.", compare="never"))
-    enforce_eager: bool = field(default=False, metadata=_planned("Run without CUDA graphs and compilation."))
+    text_only: bool = field(default=True, metadata=about("Leave out the vision tower of a multimodal model.", compare="never"))
+    enforce_eager: bool = field(default=False, metadata=about("Run without CUDA graphs and compilation."))
     swa_full_tokens_ratio: float | None = field(
         default=None,
-        metadata=_planned(
+        metadata=about(
             "SGLang: local-attention pool as a share of the full pool; 0.02 fits Llama-4-Scout.", empty=ENGINE_DEFAULT
         ),
     )
     max_total_tokens: int | None = field(
-        default=None, metadata=_planned("SGLang: most tokens of the KV pool.", empty="what the memory holds")
+        default=None, metadata=about("SGLang: most tokens of the KV pool.", empty="what the memory holds")
     )
     attention_backend: str | None = field(
         default=None,
-        metadata=_planned(
-            "Attention kernels, under the engine's own name, such as FLASH_ATTN or fa3.", empty="the engine's choice"
-        ),
+        metadata=about("Attention kernels, under the engine's own name, such as FLASH_ATTN or fa3.", empty="the engine's choice"),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings(SizeSettings):
-    """What the operator wants of one endpoint, in engine-neutral terms."""
+    """What the operator wants of one endpoint, in engine-neutral terms.
+
+    Of these, the plan takes device, dtype, quantization, cpu_kv_cache_gib and extra_env in terms of its own (capacity/settings.py).
+    """
 
     model_path: str = field(
-        metadata=_about(
+        metadata=about(
             "Folder on the host that holds config.json.",
             "Model",
             compare="never",
@@ -146,61 +154,44 @@ class EngineSettings(SizeSettings):
         )
     )
     served_model_name: str = field(
-        metadata=_about("Name that clients ask for.", "Model", compare="never", default="{{ engine_model_path | basename }}")
+        metadata=about("Name that clients ask for.", "Model", compare="never", default="{{ engine_model_path | basename }}")
     )
-    host: str = field(default="127.0.0.1", metadata=_about("Address to listen on.", "Network", compare="never"))
-    port: int = field(default=8000, metadata=_about("Port to listen on.", "Network", least=1, most=65535, compare="never"))
-    device: Device = field(
-        default="cuda", metadata=_about("Kind of device that the engine runs on.", "What", compare="never", capacity=True)
-    )
-    kv_cache_dtype: str = field(
-        default="auto",
-        metadata=_planned("Type of the KV cache: auto (as the model), bfloat16, fp8, fp8_e4m3 and so on.", option="--kv-dtype"),
-    )
+    host: str = field(default="127.0.0.1", metadata=about("Address to listen on.", "Network", compare="never"))
+    port: int = field(default=8000, metadata=about("Port to listen on.", "Network", least=1, most=65535, compare="never"))
+    device: Device = field(default="cuda", metadata=about("Kind of device that the engine runs on.", "What", compare="never"))
     dtype: str = field(
         default="auto",
-        metadata=_planned(
-            "Type of the weights and sums: auto (as the model), bfloat16, float16.", compare="inventory", option="--weights-dtype"
-        ),
+        metadata=about("Type of the weights and sums: auto (as the model), bfloat16, float16.", compare="inventory"),
     )
     quantization: str | None = field(
         default=None,
-        metadata=_planned(
+        metadata=about(
             "Quantization of the weights when they are loaded, such as fp8.",
             empty="as the model is stored",
             compare="inventory",
-            option="--weights-dtype",
         ),
     )
     load_format: str = field(
         default="auto",
-        metadata=_about("How weights are loaded: auto, dummy (random), runai_streamer and so on.", "Size", compare="inventory"),
+        metadata=about("How weights are loaded: auto, dummy (random), runai_streamer and so on.", "Size", compare="inventory"),
     )
     prefix_caching: bool | None = field(
-        default=None, metadata=_about("Prefix cache: true or false.", "Size", empty=ENGINE_DEFAULT, compare="never")
-    )
-    block_size_tokens: int | None = field(
-        default=None,
-        metadata=_planned(
-            "Tokens of one KV page (vLLM: block size, SGLang: page size); 128 suits FlashAttention 3.",
-            empty=ENGINE_DEFAULT,
-            option="--block-size",
-        ),
+        default=None, metadata=about("Prefix cache: true or false.", "Size", empty=ENGINE_DEFAULT, compare="never")
     )
     skip_tokenizer: bool = field(
-        default=False, metadata=_about("Start without a tokenizer and serve token ids only.", "Size", compare="never")
+        default=False, metadata=about("Start without a tokenizer and serve token ids only.", "Size", compare="never")
     )
     cpu_kv_cache_gib: float | None = field(
         default=None,
-        metadata=_planned("KV cache on a CPU, in GiB.", empty="what the engine takes by itself", option="--available-kv-gib"),
+        metadata=about("KV cache on a CPU, in GiB.", empty="what the engine takes by itself"),
     )
     api_key_file: str | None = field(
         default=None,
-        metadata=_about("File on the host that holds the API key.", "Network", empty="no key", compare="never", default=""),
+        metadata=about("File on the host that holds the API key.", "Network", empty="no key", compare="never", default=""),
     )
-    extra_args: tuple[str, ...] = field(default=(), metadata=_about("More options of the engine, as a list of words.", "Size"))
+    extra_args: tuple[str, ...] = field(default=(), metadata=about("More options of the engine, as a list of words.", "Size"))
     extra_env: Mapping[str, str] = field(
-        default_factory=dict, metadata=_planned("More environment variables of the engine. No secrets.")
+        default_factory=dict, metadata=about("More environment variables of the engine. No secrets.")
     )
 
 
@@ -264,7 +255,7 @@ class Setting:
         return found
 
 
-def declared(settings: type = EngineSettings) -> tuple[Setting, ...]:
+def declared(settings: type) -> tuple[Setting, ...]:
     """The declarations of a dataclass, in their order."""
     hints = get_type_hints(settings)
     rows = []
@@ -292,7 +283,8 @@ def _kind(hint: Any) -> str:
     return f"tuple[{words[0]}, ...]" if get_origin(hint) is tuple else f"Mapping[{', '.join(words)}]"
 
 
-SETTINGS: tuple[Setting, ...] = declared()
+SETTINGS: tuple[Setting, ...] = declared(EngineSettings)
+SIZE_SETTINGS: tuple[Setting, ...] = declared(SizeSettings)
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
@@ -318,7 +310,7 @@ def settings_from(options: Mapping[str, Any]) -> EngineSettings:
 
 def size_values(settings: SizeSettings) -> dict[str, Any]:
     """What the plan takes from a deployment's settings as it is, by name."""
-    return {item.name: getattr(settings, item.name) for item in dataclasses.fields(SizeSettings)}
+    return {size.name: getattr(settings, size.name) for size in SIZE_SETTINGS}
 
 
 def counted(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,9 +41,7 @@ class PlanSettings(SizeSettings):
     _: KW_ONLY
     text_only: bool = False
     available_kv_gib: float | None = None
-    kv_dtype: str = "auto"
     weights_dtype: str = "auto"
-    block_size: int | None = None
     cuda_graph_max_batch: int | None = None
     async_scheduling: bool | None = None
     torch_sampler: bool = False
@@ -102,7 +100,7 @@ def check_settings(s: PlanSettings) -> None:
     for label, value in numbers.items():
         if value is not None and value < 1:
             raise UserError(f"{label} {value}", "a whole number of at least 1", f"give a positive {label}")
-    check_one_token(s.block_size)
+    check_one_token(s.block_size_tokens)
     if s.available_kv_gib is not None and not 0 < s.available_kv_gib < 1 << 20:
         raise UserError(f"available KV memory of {s.available_kv_gib} GiB", "a positive size in GiB", "take it from the log")
     if s.gpu_memory_utilization is not None and not 0 < s.gpu_memory_utilization <= 1:
@@ -112,7 +110,7 @@ def check_settings(s: PlanSettings) -> None:
     if s.cuda_graph_max_batch is not None and s.cuda_graph_max_batch < 0:
         raise UserError(f"CUDA graph batch {s.cuda_graph_max_batch}", "0 (no graphs) or more", "give 0 to switch graphs off")
     for label, word, known in (
-        ("KV dtype", s.kv_dtype, {"auto", *_KV_DTYPES}),
+        ("KV dtype", s.kv_cache_dtype, {"auto", *_KV_DTYPES}),
         ("weights dtype", s.weights_dtype, {"auto", "bf16", "fp16", "fp8", "fp32"}),
     ):
         if normal_dtype(word) not in known:
@@ -215,7 +213,7 @@ class Sizing:
     @functools.cached_property
     def kv_dtype(self) -> str:
         """What the engine keeps KV in: as told, else as the model computes."""
-        told, weights = normal_dtype(self.settings.kv_dtype), normal_dtype(self.settings.weights_dtype)
+        told, weights = normal_dtype(self.settings.kv_cache_dtype), normal_dtype(self.settings.weights_dtype)
         if told != "auto":
             return told
         if weights in {"fp32", "fp16"}:

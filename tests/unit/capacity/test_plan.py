@@ -83,7 +83,7 @@ def test_the_requests_weights_and_token_cost() -> None:
     assert f"{plan.weights_bytes / GIB:.1f}" == "25.3"
     assert f"{plan.rope_bytes / GIB:.2f}" == "2.50"
     assert (plan.kv_bytes_per_token, plan.kv_bytes_per_token_all_layers) == (6144, 24_576)
-    fp8 = plan_capacity(SCOUT, H200, vllm(available_kv_gib=89.71, hybrid_kv="on", kv_dtype="fp8"))
+    fp8 = plan_capacity(SCOUT, H200, vllm(available_kv_gib=89.71, hybrid_kv="on", kv_cache_dtype="fp8"))
     assert (fp8.kv_bytes_per_token, fp8.kv_bytes_per_token_all_layers) == (3072, 12_288)
 
 
@@ -192,10 +192,10 @@ def test_the_memory_estimate_is_within_one_percent_of_measured_starts(
 @pytest.mark.parametrize(
     ("gpu", "wanted", "printed"),
     [
-        (H100, vllm("0.25.1", block_size=128, tensor_parallel=1, pipeline_parallel=2, **_ON_H100), (18.74, 717_110, 1.42)),
+        (H100, vllm("0.25.1", block_size_tokens=128, tensor_parallel=1, pipeline_parallel=2, **_ON_H100), (18.74, 717_110, 1.42)),
         (
             H200,
-            vllm("0.25.1", 1_048_576, block_size=128, tensor_parallel=1, pipeline_parallel=2, **_VISIT),
+            vllm("0.25.1", 1_048_576, block_size_tokens=128, tensor_parallel=1, pipeline_parallel=2, **_VISIT),
             (71.65, 2_961_224, 2.82),
         ),
     ],
@@ -361,7 +361,7 @@ PAGED = [
 def test_blocks_and_stages_agree_with_the_engines_own_code(release: str, case: tuple[int, ...], theirs: tuple[Any, ...]) -> None:
     size, stages, tensor, context, batched, available = case
     split: dict[str, Any] = {"tensor_parallel": tensor, "pipeline_parallel": stages, "available_kv_gib": available / GIB}
-    wanted = vllm(release, context, block_size=size, max_num_batched_tokens=batched, hybrid_kv="on", **split)
+    wanted = vllm(release, context, block_size_tokens=size, max_num_batched_tokens=batched, hybrid_kv="on", **split)
     plan = plan_capacity(SCOUT, H200, wanted)
     assert plan.fits
     assert (plan.max_concurrency, plan.kv_cache_tokens) == theirs[1:]
@@ -370,43 +370,43 @@ def test_blocks_and_stages_agree_with_the_engines_own_code(release: str, case: t
 
 
 def test_each_of_two_stages_holds_half_of_every_group() -> None:
-    plan = plan_capacity(SCOUT, H200, vllm("0.25.1", 1_048_576, tensor_parallel=1, pipeline_parallel=2, block_size=128))
+    plan = plan_capacity(SCOUT, H200, vllm("0.25.1", 1_048_576, tensor_parallel=1, pipeline_parallel=2, block_size_tokens=128))
     assert [sum(i < 24 for i in g.layers) for g in plan.groups] == [6, 6, 6, 6]
     assert {g.block_size for g in plan.groups} == {128}
 
 
 def test_a_model_of_windows_only_keeps_the_kernels_block() -> None:
-    plan = plan_capacity(model("mistral-7b-v0.1"), H200, vllm("0.25.1", 32_768, block_size=128, available_kv_gib=20))
+    plan = plan_capacity(model("mistral-7b-v0.1"), H200, vllm("0.25.1", 32_768, block_size_tokens=128, available_kv_gib=20))
     assert plan.groups[0].block_size == 16
-    plan = plan_capacity(model("mistral-7b-v0.1"), H200, vllm("0.33.0", 32_768, block_size=128, available_kv_gib=20))
+    plan = plan_capacity(model("mistral-7b-v0.1"), H200, vllm("0.33.0", 32_768, block_size_tokens=128, available_kv_gib=20))
     assert plan.groups[0].block_size == 128
 
 
 def test_sglang_counts_whole_pages() -> None:
     wanted = sglang("0.5.23", 100_001, available_kv_gib=10, swa_full_tokens_ratio=0.3, max_num_seqs=8)
-    one, paged = (plan_capacity(SCOUT, H200, replace(wanted, block_size=n)) for n in (None, 128))
+    one, paged = (plan_capacity(SCOUT, H200, replace(wanted, block_size_tokens=n)) for n in (None, 128))
     assert paged.fits
     assert paged.kv_cache_tokens == one.kv_cache_tokens // 128 * 128
     assert paged.local_kv_tokens == int(paged.kv_cache_tokens * 0.3) // 128 * 128
     # 100,001 tokens end in a page of their own; a request may take all but one page.
     assert paged.max_concurrency == paged.kv_cache_tokens / 100_096
     assert paged.needed_kv_bytes_per_request > one.needed_kv_bytes_per_request
-    alone = plan_capacity(SCOUT, H200, replace(wanted, block_size=128, hybrid_kv="off"))
+    alone = plan_capacity(SCOUT, H200, replace(wanted, block_size_tokens=128, hybrid_kv="off"))
     assert alone.pool_ceiling_tokens == alone.kv_cache_tokens - 128
 
 
 @pytest.mark.parametrize(
     ("wanted", "required"),
     [
-        (vllm("0.25.1", 131_072, block_size=100), "multiple of 16"),
-        (vllm("0.17.1", 131_072, block_size=144), "one of 16, 32, 64, 128, 256"),  # 1 and 8 would be refused next
-        (vllm("0.25.1", 131_072, block_size=144), "attention chunk of 8,192"),
-        (vllm("0.25.1", 131_072, block_size=144, hybrid_kv="off"), "attention chunk of 8,192"),
-        (sglang("0.5.23", 131_072, block_size=96, max_num_batched_tokens=9600), "attention chunk of 8,192"),
-        (sglang("0.5.23", 131_072, block_size=96, max_num_batched_tokens=9600), "power of two"),
-        (sglang("0.5.23", 131_072, block_size=128, max_num_batched_tokens=5000), "prefill chunk of 5,000"),
-        (sglang("0.5.12.post1", 131_072, block_size=128), "mixes up tokens and pages"),
-        (sglang("0.5.19", 131_072, block_size=128), "0.5.19"),
+        (vllm("0.25.1", 131_072, block_size_tokens=100), "multiple of 16"),
+        (vllm("0.17.1", 131_072, block_size_tokens=144), "one of 16, 32, 64, 128, 256"),  # 1 and 8 would be refused next
+        (vllm("0.25.1", 131_072, block_size_tokens=144), "attention chunk of 8,192"),
+        (vllm("0.25.1", 131_072, block_size_tokens=144, hybrid_kv="off"), "attention chunk of 8,192"),
+        (sglang("0.5.23", 131_072, block_size_tokens=96, max_num_batched_tokens=9600), "attention chunk of 8,192"),
+        (sglang("0.5.23", 131_072, block_size_tokens=96, max_num_batched_tokens=9600), "power of two"),
+        (sglang("0.5.23", 131_072, block_size_tokens=128, max_num_batched_tokens=5000), "prefill chunk of 5,000"),
+        (sglang("0.5.12.post1", 131_072, block_size_tokens=128), "mixes up tokens and pages"),
+        (sglang("0.5.19", 131_072, block_size_tokens=128), "0.5.19"),
     ],
 )
 def test_block_sizes_that_cannot_serve_are_refused(wanted: PlanSettings, required: str) -> None:
@@ -464,12 +464,16 @@ def test_the_plan_and_the_launch_refuse_a_block_size_in_the_same_words(
 @pytest.mark.parametrize(
     ("gpu", "wanted", "warned"),
     [
-        (H200, sglang("0.5.12.post1", 1_048_576, kv_dtype="fp8_e4m3", attention_backend="fa3"), True),
-        (H200, sglang("0.5.12.post1", 1_048_576, kv_dtype="fp8_e4m3"), True),  # FlashAttention 3 is its own choice on Hopper
-        (H200, sglang("0.5.12.post1", 1_048_576, kv_dtype="fp8_e4m3", attention_backend="triton"), False),
+        (H200, sglang("0.5.12.post1", 1_048_576, kv_cache_dtype="fp8_e4m3", attention_backend="fa3"), True),
+        (
+            H200,
+            sglang("0.5.12.post1", 1_048_576, kv_cache_dtype="fp8_e4m3"),
+            True,
+        ),  # FlashAttention 3 is its own choice on Hopper
+        (H200, sglang("0.5.12.post1", 1_048_576, kv_cache_dtype="fp8_e4m3", attention_backend="triton"), False),
         (H200, sglang("0.5.12.post1", 1_048_576), False),
-        (H200, vllm("0.25.1", 1_048_576, kv_dtype="fp8"), False),
-        (get_gpu("b200"), sglang("0.5.12.post1", 1_048_576, kv_dtype="fp8_e4m3"), False),
+        (H200, vllm("0.25.1", 1_048_576, kv_cache_dtype="fp8"), False),
+        (get_gpu("b200"), sglang("0.5.12.post1", 1_048_576, kv_cache_dtype="fp8_e4m3"), False),
     ],
 )
 def test_fp8_attention_that_loses_small_terms_is_warned_of(gpu: Gpu, wanted: PlanSettings, warned: bool) -> None:
@@ -480,14 +484,14 @@ def test_fp8_attention_that_loses_small_terms_is_warned_of(gpu: Gpu, wanted: Pla
 @pytest.mark.parametrize(
     ("name", "gpu", "wanted"),
     [
-        ("llama-4-scout", "h200", vllm("0.25.1", 131_072, block_size=128)),
-        ("llama-3.1-70b", "h200", vllm("0.25.1", 131_072, block_size=144)),
-        ("llama-4-scout", "h200", sglang("0.5.20", 131_072, block_size=128)),
-        ("llama-4-scout", "h200", sglang("0.5.12.post1", 131_072, block_size=1)),
-        ("llama-4-scout", "h200", sglang("0.5.12.post1", 131_072, block_size=128, attention_backend="triton")),
-        ("llama-3.1-70b", "h200", sglang("0.5.12.post1", 131_072, block_size=128)),
-        ("llama-4-scout", "cpu", vllm("0.28.0", 8192, tensor_parallel=1, block_size=16, available_kv_gib=40)),
-        ("llama-4-scout", "cpu", vllm("0.32.0", 8192, tensor_parallel=1, block_size=64, available_kv_gib=40)),
+        ("llama-4-scout", "h200", vllm("0.25.1", 131_072, block_size_tokens=128)),
+        ("llama-3.1-70b", "h200", vllm("0.25.1", 131_072, block_size_tokens=144)),
+        ("llama-4-scout", "h200", sglang("0.5.20", 131_072, block_size_tokens=128)),
+        ("llama-4-scout", "h200", sglang("0.5.12.post1", 131_072, block_size_tokens=1)),
+        ("llama-4-scout", "h200", sglang("0.5.12.post1", 131_072, block_size_tokens=128, attention_backend="triton")),
+        ("llama-3.1-70b", "h200", sglang("0.5.12.post1", 131_072, block_size_tokens=128)),
+        ("llama-4-scout", "cpu", vllm("0.28.0", 8192, tensor_parallel=1, block_size_tokens=16, available_kv_gib=40)),
+        ("llama-4-scout", "cpu", vllm("0.32.0", 8192, tensor_parallel=1, block_size_tokens=64, available_kv_gib=40)),
     ],
 )
 def test_block_sizes_that_serve_pass(name: str, gpu: str, wanted: PlanSettings) -> None:
@@ -537,7 +541,7 @@ def test_old_sglang_hybrid_does_not_lengthen_prompts() -> None:
         ("h200", vllm(tensor_parallel=16), 16, "tp_heads"),
         ("h200", vllm(tensor_parallel=8, context=131_072), 4, "host_gpus"),
         ("h200", vllm(context=10_485_761), 8, "positions"),
-        ("a100", vllm(context=131_072, kv_dtype="fp8"), 8, "kv_dtype"),
+        ("a100", vllm(context=131_072, kv_cache_dtype="fp8"), 8, "kv_dtype"),
         ("h200", vllm(available_kv_gib=89.71), 8, "concurrency"),
         ("h200", sglang("0.5.6.post2", context=8_388_608), 8, "request_table"),
         ("l40s", vllm(context=131_072, tensor_parallel=1), 8, "no_kv_memory"),
@@ -623,7 +627,7 @@ def test_a_deployments_settings_become_a_plans() -> None:
         model_path="/m", served_model_name="m", context_tokens=8192, block_size_tokens=128, attention_backend="triton"
     )
     found = settings_from_engine(paged, "sglang", Version.parse("0.5.23"))
-    assert (found.block_size, found.attention_backend) == (128, "triton")
+    assert (found.block_size_tokens, found.attention_backend) == (128, "triton")
 
 
 # ---- nonsense
@@ -640,11 +644,11 @@ def test_a_deployments_settings_become_a_plans() -> None:
         {"available_kv_gib": float("nan")},
         {"gpu_memory_utilization": 1.5},
         {"max_num_batched_tokens": 0},
-        {"kv_dtype": "int3"},
+        {"kv_cache_dtype": "int3"},
         {"weights_dtype": "ternary"},
         {"swa_full_tokens_ratio": 0.0},
         {"concurrency": 0},
-        {"block_size": 0},
+        {"block_size_tokens": 0},
     ],
 )
 def test_nonsense_is_one_line(wrong: dict[str, Any]) -> None:
@@ -713,7 +717,9 @@ def test_longer_context_never_raises_concurrency(
 @given(MODELS, st.sampled_from([1, 2, 4, 8]), st.sampled_from(["bf16", "fp8"]))
 def test_tensor_parallel_splits_add_up(arch: ModelArchitecture, tp: int, dtype: str) -> None:
     one, many = (
-        plan_capacity(arch, H200, _settings(("vllm", "0.33.0"), 4096, tensor_parallel=t, kv_dtype=dtype, available_kv_gib=40))
+        plan_capacity(
+            arch, H200, _settings(("vllm", "0.33.0"), 4096, tensor_parallel=t, kv_cache_dtype=dtype, available_kv_gib=40)
+        )
         for t in (1, tp)
     )
     # Shards together hold the model once, plus what is replicated (routers, norms): never less, hardly more.

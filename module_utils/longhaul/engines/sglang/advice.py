@@ -18,7 +18,7 @@ def findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Findin
     chunks = {x.window_tokens for x in model.layers if x.kind is AttentionKind.CHUNKED and x.window_tokens}
     faults = block_faults(
         s.release,
-        s.block_size,
+        s.block_size_tokens,
         prefill_chunk=batched_tokens(s, gpu),
         fa3=_fa3(gpu, s),
         architecture=model.architecture,
@@ -42,7 +42,7 @@ def _short_sums(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Fin
     the output at 131,072 tokens and 0.85 at 1,048,576 where the values share a sign; vLLM 0.25.1's, which moves its sums to real
     fp32 as it goes (vLLM since pull request 27889, October 2025), by 0.003.
     """
-    if normal_dtype(s.kv_dtype) != "fp8" or model.mla is not None or not (_hopper(gpu) and _fa3(gpu, s)):
+    if normal_dtype(s.kv_cache_dtype) != "fp8" or model.mla is not None or not (_hopper(gpu) and _fa3(gpu, s)):
         return []
     return [
         Finding(

@@ -213,7 +213,7 @@ def sglang_sizing(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, stages: t
     full = tuple(x.index for x in model.layers if x.window_tokens is None)
     local = tuple(x.index for x in model.layers if x.window_tokens is not None)
     everything = tuple(range(len(model.layers)))
-    page = s.block_size or 1
+    page = s.block_size_tokens or 1
     groups: tuple[KvGroup, ...]
     if mode == "on" and full:
         window = model.layers[local[0]]

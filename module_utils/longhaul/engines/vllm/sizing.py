@@ -239,8 +239,8 @@ def _vllm_block(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, rules: Vllm
     if rules.sliding_block == "kernel" and all(x.kind is AttentionKind.SLIDING for x in model.layers):
         # The kernel's smallest, whatever --block-size says.
         return 32 if gpu.vendor == "cpu" else 16
-    if s.block_size is not None:
-        return s.block_size
+    if s.block_size_tokens is not None:
+        return s.block_size_tokens
     if gpu.vendor == "cpu":
         return rules.cpu_mla_block if model.mla else 128
     if model.mla:
