@@ -1,6 +1,6 @@
-"""What the server itself says: its counters before and after, cached tokens, other clients' traffic. Parsing is pure.
+"""What the server's counters and usage prove about a point: cached tokens, other clients' traffic, a restart. Pure.
 
-A server's own log is never a source: vLLM books a whole prompt at its first token and divides by the log interval.
+A server's log is never a source: vLLM books a whole prompt at its first token and divides by the log interval.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ..engines.metrics import has_counters
 from ..results import Counters, RequestRecord, RequestStatus
 
 # Traffic below this is not held against a point: SGLang's health probe generates a token, and a load balancer may
-# send a ping. In tokens of prompt, tokens of output, and as a share of our own.
+# send a ping. The limits are prompt tokens, output tokens, and a share of our own.
 FOREIGN_PROMPT_TOKENS = 32
 FOREIGN_OUTPUT_TOKENS = 8
 FOREIGN_SHARE = 0.01
@@ -20,42 +20,42 @@ FOREIGN_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Delta:
-    """What the counters moved by over a point. ``None`` where one side lacks the counter. ``restarted``: one fell."""
+    """How far the counters moved over a point; ``None`` where the server lacks one. ``restarted``: a counter fell."""
 
     prompt_tokens: float | None = None
     generation_tokens: float | None = None
-    cache_queries_tokens: float | None = None
     cache_hits_tokens: float | None = None
-    preemptions: float | None = None
-    requests_finished: float | None = None
     restarted: bool = False
 
 
+# A server that starts again counts from zero: any of these would fall.
+_NEVER_FALL = (
+    "prompt_tokens", "generation_tokens", "cache_queries_tokens", "cache_hits_tokens", "preemptions", "requests_finished",
+)  # fmt: skip
+
+
 def delta(before: Counters | None, after: Counters | None) -> Delta | None:
-    """after - before, or ``None`` where either is missing."""
+    """How far the counters moved from ``before`` to ``after``, or ``None`` where either page had none."""
     if not has_counters(before) or not has_counters(after) or before is None or after is None:
         return None
-    moved: dict[str, float | None] = {}
-    restarted = False
-    for key in (
-        "prompt_tokens",
-        "generation_tokens",
-        "cache_queries_tokens",
-        "cache_hits_tokens",
-        "preemptions",
-        "requests_finished",
-    ):
-        a, b = getattr(before, key), getattr(after, key)
-        moved[key] = None if b is None else b - (a or 0.0)
-        if a is not None and b is not None and b < a - 0.5:
-            restarted = True
-    return Delta(restarted=restarted, **moved)
+    pairs = [(getattr(before, key), getattr(after, key)) for key in _NEVER_FALL]
+    return Delta(
+        prompt_tokens=_moved(before.prompt_tokens, after.prompt_tokens),
+        generation_tokens=_moved(before.generation_tokens, after.generation_tokens),
+        cache_hits_tokens=_moved(before.cache_hits_tokens, after.cache_hits_tokens),
+        restarted=any(then is not None and now is not None and now < then - 0.5 for then, now in pairs),
+    )
+
+
+def _moved(then: float | None, now: float | None) -> float | None:
+    """The movement of one counter. One that was not there before counted from zero."""
+    return None if now is None else now - (then or 0.0)
 
 
 def queue_s(before: Counters | None, after: Counters | None) -> float | None:
-    """Mean seconds that a request of the point waited in the server's queue, by its own histogram; ``None``: it does not say.
+    """Mean seconds that a request of the point waited in the server's queue; ``None`` where the server has no such histogram.
 
-    SGLang's histogram appears with the first request, so that an absent "before" is zero where "after" is there.
+    SGLang's histogram appears with the first request: absent before and present after means that it began at zero.
     """
     if before is None or after is None or after.queue_times is None or after.queue_time_s is None:
         return None
@@ -66,7 +66,7 @@ def queue_s(before: Counters | None, after: Counters | None) -> float | None:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Our own share of what the server counted over a point."""
+    """What the server counted over a point, split into our tokens, other clients' tokens, and ours that it did not count."""
 
     ours_prompt_tokens: int
     ours_output_tokens: int
@@ -76,17 +76,17 @@ class Traffic:
 
     @property
     def foreign(self) -> bool:
-        """Whether someone else was served, beyond health probes."""
+        """Whether another client was served, beyond health probes."""
         return self.foreign_prompt_tokens > max(
             FOREIGN_PROMPT_TOKENS, FOREIGN_SHARE * self.ours_prompt_tokens
         ) or self.foreign_output_tokens > max(FOREIGN_OUTPUT_TOKENS, FOREIGN_SHARE * self.ours_output_tokens)
 
 
 def traffic(moved: Delta, records: Sequence[RequestRecord]) -> Traffic:
-    """Compare the counters' movement with what we sent, by the requested (not the reported) sizes.
+    """Compare the counters' movement with the sizes that we asked for (not those that the server reported).
 
-    A request that failed may or may not have been counted: it widens the range of what can be ours, and never makes
-    traffic look foreign.
+    The server may or may not have counted a request that failed. Such a request widens the range of what can be ours, and
+    never makes traffic look foreign.
     """
     ok = [r for r in records if r.status is RequestStatus.OK]
     least_prompt = sum(r.input_tokens for r in ok)
@@ -105,7 +105,10 @@ def traffic(moved: Delta, records: Sequence[RequestRecord]) -> Traffic:
 
 @dataclass(frozen=True)
 class CacheFinding:
-    """COLD, WARM or UNKNOWN; ``share`` of our prompt tokens that came from a cache (0..1); ``source`` of the finding."""
+    """Whether the prompts of a point were computed.
+
+    ``state``: COLD, WARM or UNKNOWN. ``share`` (0..1): of our prompt tokens that came from a cache. ``source``: what tells so.
+    """
 
     state: str
     share: float | None
@@ -113,10 +116,10 @@ class CacheFinding:
 
 
 def tolerated_cached_tokens(record: RequestRecord) -> int:
-    """Cached tokens of one request that are no reuse: what stands before the nonce, and a chance match of 3 tokens.
+    """Cached tokens of one request that prove no reuse: those before the nonce, and a chance match of 3 tokens.
 
-    SGLang's radix cache matches single tokens: the nonce's first one may be in it by chance. vLLM hits whole blocks of
-    16 tokens or more, so any vLLM hit within the prompt proper is above this.
+    SGLang's radix cache matches single tokens, so that it may hold the nonce's first one by chance. vLLM hits whole blocks of
+    16 tokens or more: any vLLM hit behind the nonce is above this.
     """
     return record.shared_prefix_tokens + 3
 
@@ -124,11 +127,11 @@ def tolerated_cached_tokens(record: RequestRecord) -> int:
 def cache_finding(
     records: Sequence[RequestRecord], moved: Delta | None, others: Traffic | None, *, cache_off: bool = False
 ) -> CacheFinding:
-    """Whether the prompts of these completed requests were computed or remembered.
+    """Whether the server computed the prompts of these completed requests, or took them from its prefix cache.
 
-    Usage (``cached_tokens``) and counters are asked; the worse answer counts. Hits that another client may have
-    caused leave the state UNKNOWN rather than WARM where usage says cold. ``cache_off``: the server's settings say that it has
-    no prefix cache, which counts only where neither usage nor counters tell.
+    The worse of two answers counts: usage (``cached_tokens``) and counters. Hits in the counters that another client may have
+    caused give UNKNOWN instead of WARM where usage says cold. ``cache_off``: the server's settings say that it has no prefix
+    cache; that counts only where neither usage nor counters tell.
     """
     ok = [r for r in records if r.status is RequestStatus.OK]
     if not ok:

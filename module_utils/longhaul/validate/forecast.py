@@ -1,8 +1,8 @@
 """How long a request will take, before it is sent: the source of every time-out and of the plan that is shown. Pure.
 
 The cost of a prompt is its FLOP where the architecture is known, else its length with a quadratic part. Measured points
-turn cost into seconds; before the first one, the hardware's peak at a cautious MFU does, or, knowing nothing, a pessimistic
-rate. Figures that rest on no measurement say so in ``basis``.
+turn cost into seconds. Before the first one, the hardware's peak at a cautious MFU does, and where the hardware is not known, a
+pessimistic rate. ``basis`` says which of the three a figure rests on.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 Cost = Callable[[int], float]
 
-# Before any measurement. The first is what long prefills reach on H200 (measurements: 59-61% of peak at 1-2M tokens,
-# less for short ones); a time-out must survive a tenth of it. The second is below a 2-core CPU running a small model.
+# Before any measurement. Long prefills reach 59-61% of the peak on H200 (measured at 1-2M tokens), short ones less: the forecast
+# assumes half of that. A time-out must survive a much lower rate. The tokens per second are those of a slow 2-core CPU.
 ASSUMED_MFU = 0.3
 PESSIMISTIC_MFU = 0.02
 UNKNOWN_TOKENS_PER_S = 200.0
@@ -31,7 +31,7 @@ def length_cost(tokens: int) -> float:
 
 @dataclass(frozen=True)
 class Measured:
-    """A completed point at concurrency 1 (or the first token of a burst, divided by the prompts before it)."""
+    """The times of one lone prompt: measured so, or the last first token of a burst divided by its prompts."""
 
     input_tokens: int
     ttft_s: float
@@ -40,7 +40,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Expectation:
-    """Seconds expected of one point, all rounds included. ``basis``: measured, roofline or assumed."""
+    """Seconds expected of one point; ``total_s`` is for all rounds. ``basis``: measured, roofline or assumed."""
 
     ttft_s: float
     last_ttft_s: float
@@ -76,10 +76,10 @@ class Forecaster:
         return replace(self, measured=(*self.measured, point))
 
     def ttft_s(self, tokens: int) -> tuple[float, str]:
-        """Expected seconds to the first token of a lone prompt, and on what that rests.
+        """Expected seconds to the first token of a lone prompt, and the basis of that figure.
 
-        From the nearest measured length, scaled by cost. A shorter measured prompt makes it an upper estimate (MFU
-        rises with length), which is the right side for a time-out.
+        Scales the nearest measured length by cost. From a shorter prompt this is an upper estimate, because MFU rises with
+        length: the right side for a time-out.
         """
         if self.measured:
             nearest = min(self.measured, key=lambda m: abs(m.input_tokens - tokens))
@@ -98,7 +98,7 @@ class Forecaster:
         return UNKNOWN_TPOT_S if self.decode_floor_s is None else self.decode_floor_s * ASSUMED_OVER_DECODE_FLOOR
 
     def expect(self, input_tokens: int, output_tokens: int, concurrency: int, repeats: int) -> Expectation:
-        """A point: prompts of one round are prefilled one after another, then decoded together."""
+        """Forecast a point: the server prefills the prompts of one round one after another, then decodes them together."""
         first, basis = self.ttft_s(input_tokens)
         last = first * concurrency
         tpot = self.tpot_s()

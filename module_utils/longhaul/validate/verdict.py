@@ -13,31 +13,32 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..results import Physics, PointResult, Reason, RequestRecord, RequestStatus, RunResult, Verdict, worst
+from ..results import SEVERITY, Physics, PointResult, Reason, RequestRecord, RequestStatus, RunResult, Verdict, worst
 from ..stats import difference, disagreement, summarize
 from .evidence import CacheFinding, Delta, Traffic
 
-# A lag of the client's event loop that moves a TTFT by more than this share of it, and by more than this many seconds,
-# in more than this share of a point's requests. (Next to a CPU engine that uses every core, 20-30 ms are seen.)
+# A TTFT is doubtful when the client's event loop was late by more than this share of it and by more than this many seconds. A
+# point is doubtful when more than this share of its requests are. (Next to a CPU engine that uses every core, 20-30 ms are seen.)
 LAG_SHARE = 0.1
 LAG_LEAST_S = 0.04
 LAG_REQUESTS_SHARE = 0.05
-# Standing still for this share of a point means that the client was saturated, so that every gap it timed is doubtful.
-# Less, in stalls too short to move a TTFT, is what sharing the cores with a CPU engine looks like.
+# A client whose loop stood still for more than this share of a point was saturated: every gap that it timed is doubtful. Less
+# than that, in stalls too short to move a TTFT, is what a client shows that shares its cores with a CPU engine.
 LAG_LOOP_SHARE = 0.3
-# Text that repeats inside a prompt, as the share of its 16-token windows that are distinct. It cannot flatter a prefix cache
-# (a block hits only with everything before it), nor the time of a dense prefill, which does not depend on the text. It does
-# change where a mixture of experts sends its tokens, and what a planted fact has to be told from: there, below the least share,
-# the figure says nothing about other text. Own files hold licence headers and quotations; between the two shares it is noted.
+# The share of a prompt's 16-token windows that are distinct. Text that repeats does not help a prefix cache (a block hits only with
+# everything before it), and the time of a dense prefill does not depend on the text. It does change where a mixture of experts
+# sends its tokens, and what a planted fact must be told from. For these, a figure below DISTINCT_LEAST says nothing about other
+# text. Between the two shares the run notes it: an operator's own files hold licence headers and quotations.
 DISTINCT_NOTED = 0.999
 DISTINCT_LEAST = 0.9
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the operator demands (SLOs), in seconds and 0..1. ``None``: no demand. A point's p90 must meet them.
+    """What the operator requires (SLOs), in seconds and 0..1; ``None``: nothing. The p90 of a point must meet them.
 
-    ``tolerance``: how far apart repeats may be, as (max - min) / median of their TTFT.
+    ``tolerance``: how far apart repeats may be, as (max - min) / median of their TTFT; ``tolerance_least_s``: repeats that are
+    closer than this agree. ``floor_ratio``: the least TTFT, as a multiple of the physical floor.
     """
 
     ttft_s: float | None = None
@@ -52,11 +53,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class PointEvidence:
-    """All that is known of a point when it is judged. ``records``: the timed requests only, no warm-up.
+    """All that is known of a point when it is judged.
 
-    ``watched``: for a server without counters, where its gauges were read instead; ``counters_advice`` what makes it count.
-    ``distinct_share``: of the 16-token windows of its first prompt, ``None`` where nothing repeats; ``repetition_matters``: for
-    what, ``None`` for nothing measured here.
+    ``records``: the timed requests only. ``exact_ids``: token ids were sent, not text. ``foreign_running``: other clients'
+    requests seen in the gauges. ``lag_share``: the share of the point in which the client's loop stood still. ``watched``: where the
+    gauges of a server without counters were read; ``counters_advice``: what makes it show counters. ``distinct_share``: of the
+    16-token windows of the first prompt, ``None`` where the corpus does not repeat itself. ``repetition_matters``: which figures
+    of the point depend on that, ``None``: none.
     """
 
     records: Sequence[RequestRecord]
@@ -84,12 +87,12 @@ def _invalid(code: str, text: str) -> Reason:
     return Reason(Verdict.INVALID, code, text)
 
 
-def _open(code: str, text: str) -> Reason:
+def _inconclusive(code: str, text: str) -> Reason:
     return Reason(Verdict.INCONCLUSIVE, code, text)
 
 
 def judge_point(evidence: PointEvidence) -> tuple[Verdict, tuple[Reason, ...]]:
-    """The verdict of a point and every reason for it, the worst first; no reason at all is PASS."""
+    """The verdict of a point and every reason for it, the worst first. A point without a reason PASSes."""
     records = evidence.records
     reasons: list[Reason] = []
     reasons += _failures(records, evidence.server_dead)
@@ -100,13 +103,12 @@ def judge_point(evidence: PointEvidence) -> tuple[Verdict, tuple[Reason, ...]]:
         reasons += _tokens(ok, evidence)
         reasons += _coldness(ok, evidence)
         reasons += _physics(evidence)
-        reasons += _company(evidence)
-        reasons += _text(evidence)
-        reasons += _client(ok, evidence)
+        reasons += _other_clients(evidence)
+        reasons += _repeated_text(evidence)
+        reasons += _client_lag(ok, evidence)
         reasons += _repeats(ok, evidence.limits)
         reasons += _limits(ok, evidence)
-    order = [Verdict.FAIL, Verdict.INVALID, Verdict.INCONCLUSIVE, Verdict.PASS]
-    reasons.sort(key=lambda r: order.index(r.verdict))
+    reasons.sort(key=lambda r: SEVERITY.index(r.verdict), reverse=True)
     return (worst(r.verdict for r in reasons) if reasons else Verdict.PASS), tuple(reasons)
 
 
@@ -130,7 +132,7 @@ def _tokens(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason
     silent = [r for r in ok if r.prompt_tokens is None]
     if silent:
         text = f"{len(silent)} of {len(ok)} answers carry no usage: the prompt's size is not confirmed by the server"
-        reasons.append(_open("no_usage", text))
+        reasons.append(_inconclusive("no_usage", text))
     off = [r for r in ok if r.prompt_tokens is not None and r.prompt_tokens != r.input_tokens]
     if off:
         first = max(off, key=lambda r: abs((r.prompt_tokens or 0) - r.input_tokens))
@@ -139,11 +141,13 @@ def _tokens(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason
             f"the server counted {first.prompt_tokens:,} prompt tokens where {first.input_tokens:,} were sent "
             f"({error:+,}; {len(off)} of {len(ok)} requests)"
         )
-        # Text can only be aligned as well as the endpoint's tokenizer allows: a small rest is stated, not condemned.
+        # Text cannot be aligned better than the endpoint's tokenizer allows: a small error is INCONCLUSIVE, not INVALID.
         aligned = not evidence.exact_ids and all(
             abs((r.prompt_tokens or 0) - r.input_tokens) <= 0.001 * r.input_tokens + 4 for r in off
         )
-        reasons.append(_open("token_error", text + "; text is not exact here") if aligned else _invalid("token_error", text))
+        reasons.append(
+            _inconclusive("token_error", text + "; text is not exact here") if aligned else _invalid("token_error", text)
+        )
     short = [r for r in ok if r.completion_tokens is not None and r.completion_tokens != r.output_tokens]
     if short:
         first = short[0]
@@ -160,10 +164,10 @@ def _tokens(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason
     moved = evidence.moved
     if moved is not None and evidence.traffic is not None and moved.prompt_tokens is not None:
         sent = sum(r.input_tokens for r in ok)
-        # A server that reports the right usage but counts fewer tokens did not process what was sent.
+        # The server reports the right usage but counted fewer tokens: it did not process what was sent.
         if evidence.traffic.missing_prompt_tokens > max(1.0, 0.001 * sent) and not moved.restarted:
             text = f"the server's counter moved by {moved.prompt_tokens:,.0f} prompt tokens while {sent:,} were sent"
-            reasons.append(_open("counter_mismatch", text))
+            reasons.append(_inconclusive("counter_mismatch", text))
     return reasons
 
 
@@ -171,9 +175,13 @@ def _coldness(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reas
     cache = evidence.cache
     if evidence.warm_mode:
         if cache.state == "UNKNOWN":
-            return [_open("cache_unknown", f"warm mode, but nothing tells whether the cache was hit: {cache.source}")]
+            return [_inconclusive("cache_unknown", f"warm mode, but nothing tells whether the cache was hit: {cache.source}")]
         if cache.state == "COLD":
-            return [_open("not_warm", "warm mode, but no prompt came from the cache: it is off, or too small to keep one prompt")]
+            return [
+                _inconclusive(
+                    "not_warm", "warm mode, but no prompt came from the cache: it is off, or too small to keep one prompt"
+                )
+            ]
         return []
     if cache.state == "WARM":
         cached = sum(r.cached_tokens or 0 for r in ok)
@@ -181,7 +189,7 @@ def _coldness(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reas
         text = f"{share} of the prompt tokens came from the prefix cache (by {cache.source}; usage says {cached:,} tokens)"
         return [_invalid("cached_prompt", text)]
     if cache.state == "UNKNOWN":
-        return [_open("cache_unknown", f"not proven cold: {cache.source}")]
+        return [_inconclusive("cache_unknown", f"not proven cold: {cache.source}")]
     return []
 
 
@@ -199,7 +207,7 @@ def _physics(evidence: PointEvidence) -> list[Reason]:
     return reasons
 
 
-def _company(evidence: PointEvidence) -> list[Reason]:
+def _other_clients(evidence: PointEvidence) -> list[Reason]:
     reasons: list[Reason] = []
     if evidence.moved is None:
         text = "the server shows no counters: other clients' traffic and silent cache hits cannot be ruled out"
@@ -210,7 +218,7 @@ def _company(evidence: PointEvidence) -> list[Reason]:
                 else f" (requests in flight read from {evidence.watched})"
             )
             text += f"; {evidence.counters_advice}" if evidence.counters_advice else ""
-        reasons.append(_open("no_metrics", text))
+        reasons.append(_inconclusive("no_metrics", text))
     others = evidence.traffic
     if others is not None and others.foreign:
         text = (
@@ -218,14 +226,14 @@ def _company(evidence: PointEvidence) -> list[Reason]:
             f"{others.foreign_output_tokens:,.0f} output tokens beyond ours ({others.ours_prompt_tokens:,}, "
             f"{others.ours_output_tokens:,})"
         )
-        reasons.append(_open("foreign_traffic", text))
+        reasons.append(_inconclusive("foreign_traffic", text))
     elif evidence.foreign_running:
         text = f"up to {evidence.foreign_running:.0f} requests of someone else were on the server before or during the point"
-        reasons.append(_open("foreign_traffic", text))
+        reasons.append(_inconclusive("foreign_traffic", text))
     return reasons
 
 
-def _text(evidence: PointEvidence) -> list[Reason]:
+def _repeated_text(evidence: PointEvidence) -> list[Reason]:
     share, matters = evidence.distinct_share, evidence.repetition_matters
     if share is None or matters is None or share >= DISTINCT_LEAST:
         return []
@@ -233,10 +241,10 @@ def _text(evidence: PointEvidence) -> list[Reason]:
         f"the text repeats: {100 * share:.1f}% of the prompt's 16-token windows are distinct; at least {100 * DISTINCT_LEAST:.0f}% are "
         f"required for {matters}; use a longer or less repetitive corpus file, or the built-in text"
     )
-    return [_open("repeated_text", text)]
+    return [_inconclusive("repeated_text", text)]
 
 
-def _client(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason]:
+def _client_lag(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason]:
     ttft = summarize(r.ttft_s for r in ok)
     lag = max((r.client_lag_s or 0.0 for r in ok), default=0.0)
     late = [r for r in ok if (r.client_lag_s or 0.0) > max(LAG_LEAST_S, LAG_SHARE * (r.ttft_s or 0.0))]
@@ -245,9 +253,11 @@ def _client(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason
             f"the client itself lagged by up to {1000 * lag:.0f} ms when first tokens arrived "
             f"({len(late)} of {len(ok)} requests; TTFT p50 {ttft.p50:.3f} s)"
         )
-        return [_open("client_lag", text)]
+        return [_inconclusive("client_lag", text)]
     if evidence.lag_share > LAG_LOOP_SHARE:
-        return [_open("client_lag", f"the client's event loop stood still for {100 * evidence.lag_share:.0f}% of the point")]
+        return [
+            _inconclusive("client_lag", f"the client's event loop stood still for {100 * evidence.lag_share:.0f}% of the point")
+        ]
     return []
 
 
@@ -267,7 +277,7 @@ def _repeats(ok: Sequence[RequestRecord], limits: Limits) -> list[Reason]:
         return []
     listed = ", ".join(f"{m:.3f}" for m in medians)
     text = f"repeats disagree by {100 * apart:.0f}% (allowed: {100 * limits.tolerance:.0f}%): TTFT {listed} s"
-    return [_open("repeats_disagree", text)]
+    return [_inconclusive("repeats_disagree", text)]
 
 
 def _limits(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason]:
@@ -303,7 +313,7 @@ def judge_needles(recall: float | None, limit: float | None, applicable: bool) -
     if limit is None or not applicable:
         return ()
     if recall is None:
-        return (_open("needle_recall", "a recall limit is set but no needle was answered"),)
+        return (_inconclusive("needle_recall", "a recall limit is set but no needle was answered"),)
     if recall < limit:
         return (_fail("needle_recall", f"needle recall {recall:.2f} is under the limit of {limit:.2f}"),)
     return ()
@@ -319,7 +329,7 @@ def judge_regression(now: Sequence[PointResult], baseline: RunResult) -> tuple[R
     pairs = [(point, before[point.point_id]) for point in now if point.ran and point.point_id in before]
     if not pairs:
         text = f"run {baseline.run_id} has no valid point in common with this one: nothing was compared"
-        return (_open("regression", text),)
+        return (_inconclusive("regression", text),)
     reasons: list[Reason] = []
     for point, then in pairs:
         for name, new, old in (("TTFT", point.ttft_s, then.ttft_s), ("TPOT", point.tpot_s, then.tpot_s)):
@@ -334,7 +344,7 @@ def judge_regression(now: Sequence[PointResult], baseline: RunResult) -> tuple[R
             if apart.beyond:
                 reasons.append(_fail("regression", f"{text}more than the noise of both{noise}"))
             else:
-                reasons.append(_open("regression", f"{text}{apart.note}{noise}; measure both with more repeats"))
+                reasons.append(_inconclusive("regression", f"{text}{apart.note}{noise}; measure both with more repeats"))
     return tuple(reasons)
 
 
