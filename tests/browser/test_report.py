@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from longhaul.report.compare import compare_runs, render_compare_html
+from longhaul.report.compare import compare_runs
+from longhaul.report.compare_views import render_compare_html
 from longhaul.report.html import render_html
 from longhaul.results import RunResult
 from support import debian

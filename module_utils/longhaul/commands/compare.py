@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..report.compare import RENDERERS, RULE, compare_runs, pair_runs
+from ..report.compare import compare_runs, pair_runs
+from ..report.compare_views import RENDERERS, RULE
 from ..report.files import load_run_dir, write_atomically
 
 

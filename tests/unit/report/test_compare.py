@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from longhaul.cli import main
 from longhaul.errors import UserError
-from longhaul.report.compare import compare_runs, pair_runs, render_compare_markdown, render_compare_text
+from longhaul.report.compare import compare_runs, pair_runs
+from longhaul.report.compare_views import render_compare_markdown, render_compare_text
 from longhaul.results import PointResult, RunResult, Stats, Verdict, dump_run
 from longhaul.stats import high_noise
 from longhaul.validate.verdict import judge_regression

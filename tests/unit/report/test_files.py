@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from longhaul.cli import main
 from longhaul.errors import UserError
-from longhaul.report.compare import compare_runs, render_compare_html, render_compare_markdown, render_compare_text
+from longhaul.report.compare import compare_runs
+from longhaul.report.compare_views import render_compare_html, render_compare_markdown, render_compare_text
 from longhaul.report.files import load_run_dir, write_reports
 from longhaul.report.html import render_html
 from longhaul.report.junit import render_junit

@@ -8,7 +8,8 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
-from longhaul.report.compare import compare_runs, render_compare_html
+from longhaul.report.compare import compare_runs
+from longhaul.report.compare_views import render_compare_html
 from longhaul.report.figures import all_reasons, clean, seconds
 from longhaul.report.html import render_html
 from longhaul.results import NeedleCell, Reason, RunResult, Verdict
