@@ -59,9 +59,11 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.files import read_json, to_json, write_atomic
-from ansible.module_utils.longhaul.host.checks import FAIL, WARN, as_facts, check_host, expected_from, read_host
+from ansible.module_utils.longhaul.host.check import FAIL, WARN, expected_from
+from ansible.module_utils.longhaul.host.checks import as_facts, check_host
 from ansible.module_utils.longhaul.host.debs import INSTALLED_FORMAT, parse_installed
 from ansible.module_utils.longhaul.host.driver import compare_installed, plan_driver, reboot_needed
+from ansible.module_utils.longhaul.host.read import read_host
 from ansible.module_utils.longhaul.progress import ProgressWriter
 
 

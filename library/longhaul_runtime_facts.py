@@ -39,7 +39,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.errors import UserError
-from ansible.module_utils.longhaul.host.checks import nvidia_devices
+from ansible.module_utils.longhaul.host.read import nvidia_devices
 from ansible.module_utils.longhaul.progress import ProgressWriter
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import UserError
-from ..host.checks import SmiLog
+from ..host.state import SmiLog
 from ..results import BurninCheck as Check
 from ..results import BurninFacts, GpuLoad, Reason, RunResult, Verdict, worst
 from ..values import converted

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import read_json, to_json, write_atomic
-from ..host.checks import SmiLog, parse_smi_xml
+from ..host.read import parse_smi_xml
+from ..host.state import SmiLog
 from ..results import GpuLoad
 
 SAMPLE_QUERY = "index,clocks.sm,clocks.max.sm,power.draw,temperature.gpu,utilization.gpu"

@@ -11,7 +11,7 @@ import pytest
 from longhaul.burnin.judge import burnin_facts, judge, limits_from, with_burnin
 from longhaul.burnin.sampler import Sampler, parse_samples
 from longhaul.errors import UserError
-from longhaul.host.checks import GpuState, SmiLog
+from longhaul.host.state import GpuState, SmiLog
 from longhaul.results import GpuLoad, RunResult, Verdict, dump_run, from_jsonable
 
 

@@ -10,23 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from longhaul.errors import UserError
-from longhaul.host.checks import (
-    Check,
-    Expected,
-    GpuState,
-    HostState,
-    PciDevice,
-    SmiLog,
-    as_facts,
-    check_host,
-    expected_from,
-    nvidia_devices,
-    parse_fabric_manager_version,
-    parse_hugepages,
-    parse_nvlink,
-    parse_smi_xml,
-    worst,
-)
+from longhaul.host.check import CHECKS, Check, Expected, Outcome, expected_from, host_check
+from longhaul.host.checks import as_facts, check_host, worst
+from longhaul.host.read import nvidia_devices, parse_fabric_manager_version, parse_hugepages, parse_nvlink, parse_smi_xml
+from longhaul.host.state import GpuState, HostState, PciDevice, SmiLog
 from longhaul.physics.hardware import GIB
 from support.paths import DATA
 
@@ -252,3 +239,22 @@ def test_facts_are_plain_and_carry_every_check() -> None:
     assert facts["nvswitch"] is True
     assert len(facts["gpus"]) == 8
     assert {"name", "status", "found", "required", "fix"} == set(facts["checks"][0])
+
+
+def test_a_new_check_is_one_function() -> None:
+    before = [check.name for check in CHECKS]
+    try:
+
+        @host_check("driver")
+        def spare_gpu(state: HostState, expected: Expected) -> Outcome:
+            return Outcome("warn" if len(state.gpus) < 9 else "ok", f"{len(state.gpus)} GPUs", "a spare one", "buy one")
+
+        for state, status in ((board(), "warn"), (board(9), "ok"), (board(smi=None), "skipped"), (HostState(), "skipped")):
+            assert only(check_host(state, Expected()), "spare_gpu").status == status
+        checks = check_host(board(), H200)
+        assert worst(checks) == "warn"
+        assert as_facts(board(), checks)["checks"][-1]["name"] == "spare_gpu"
+        assert "fix: buy one" in str(checks[-1])
+    finally:
+        del CHECKS[len(before) :]
+    assert [check.name for check in check_host(board(), H200)] == before
