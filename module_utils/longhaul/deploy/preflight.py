@@ -79,7 +79,7 @@ def out_of_bounds(setting: Setting, value: Any) -> Finding | None:
     least, most = setting.about.least, setting.about.most
     if least is None or (value in (None, "") and setting.kind.endswith("| None")):
         return None
-    if setting.kind == "int":
+    if setting.kind.startswith("int"):
         number = whole_number(setting.variable, value, int(least))
         if isinstance(number, Finding):
             return number

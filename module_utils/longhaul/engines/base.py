@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
@@ -158,6 +158,9 @@ class EngineAdapter(Protocol):
     scout_config: str = "llama-4-scout-text"
 
     # -- deployment
+
+    # The settings that launch makes something of. It refuses any other that somebody set (argv.refuse_others).
+    takes: Collection[str] = ()
 
     def launch(self, settings: EngineSettings, version: Version) -> Launch:
         """Settings -> argv and environment for that version. Raises UserError for a setting the version lacks."""

@@ -301,10 +301,9 @@ def settings_from(options: Mapping[str, Any]) -> EngineSettings:
             raise UserError(f"no {setting.variable}", "a value", f"set {setting.variable}")
     settings = EngineSettings(**values)
     for setting in SETTINGS:
-        if setting.kind == "int" and setting.about.least == 1 and getattr(settings, setting.name) < 1:
-            raise UserError(
-                f"{setting.variable} {getattr(settings, setting.name)}", "a positive integer", f"set {setting.variable}"
-            )
+        value = getattr(settings, setting.name)
+        if setting.kind.startswith("int") and setting.about.least == 1 and value is not None and value < 1:
+            raise UserError(f"{setting.variable} {value}", "a positive integer", f"set {setting.variable}")
     return settings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from longhaul.engines.settings import EngineSettings
+from longhaul.engines.settings import SETTINGS, EngineSettings, Setting
 from support.paths import LOGS
 
 
@@ -18,6 +18,37 @@ def settings(**changes: Any) -> EngineSettings:
     base: dict[str, Any] = {"model_path": "/models/scout", "served_model_name": "scout", "context_tokens": 2_097_152}
     return EngineSettings(**(base | changes))
 
+
+# Values that engines take, where the type alone does not tell one.
+_TAKEN: dict[str, Any] = {
+    "model_path": "/models/other",
+    "port": 9000,
+    "device": "cpu",
+    "tensor_parallel": 2,
+    "pipeline_parallel": 2,
+    "kv_cache_dtype": "fp8",
+    "dtype": "bfloat16",
+    "quantization": "fp8",
+    "load_format": "dummy",
+    "block_size_tokens": 128,
+    "api_key_file": "/etc/key",
+    "extra_args": ["--seed", "1"],
+    "cpu_kv_cache_gib": 3.0,
+}
+
+
+def _other(setting: Setting) -> Any:
+    """A value that the engines take and that is not the default; for a setting that was just declared, by its type."""
+    if setting.name in _TAKEN:
+        return _TAKEN[setting.name]
+    if setting.choices:
+        return next(choice for choice in setting.choices if choice != setting.default)
+    by_kind = {"bool": setting.default is False, "int": 4096, "float": 0.5, "Mapping[str, str]": {"A": "1"}}
+    return by_kind.get(setting.kind.removesuffix(" | None"), "other")
+
+
+# Another value than the default for every setting.
+OTHER: dict[str, Any] = {setting.name: _other(setting) for setting in SETTINGS}
 
 # vLLM 0.12.0 on 8x H200, hybrid on, as the operator of request.md quotes it (two lines, per worker).
 VLLM_OLD = [

@@ -18,7 +18,7 @@ from ...models.architecture import ModelArchitecture
 from ...physics.hardware import Gpu
 from ...results import Counters
 from ...version import Version
-from ..argv import api_key_path, check_extra_args, flag_values, refuse_first
+from ..argv import ALWAYS, Flag, api_key_path, check_extra_args, refuse_first, refuse_others
 from ..base import BodyTemplate, EngineCapacity, HttpRequest, Launch, MetricNames, ServerInfo, StreamEvent, Usage
 from ..diagnosis import COMMON_FAILURES
 from ..log import Note, Throughput
@@ -32,6 +32,24 @@ from .rules import VERIFIED, block_faults
 from .sizing import default_max_running_requests, sglang_sizing, stage_layers
 
 OLDEST = Version.parse("0.5.6.post2")
+
+# Settings that become one option each. A new setting gets a row here, or is read in launch and named in READS.
+FLAGS = (
+    Flag("tensor_parallel", "--tp-size", silent=(1,)),
+    Flag("pipeline_parallel", "--pp-size", silent=(1,)),
+    Flag("device", "--device", silent=("cuda", "rocm")),
+    Flag("gpu_memory_utilization", "--mem-fraction-static"),
+    Flag("kv_cache_dtype", "--kv-cache-dtype"),
+    Flag("dtype", "--dtype"),
+    Flag("quantization", "--quantization"),
+    Flag("load_format", "--load-format"),
+    Flag("max_num_batched_tokens", "--chunked-prefill-size"),
+    Flag("block_size_tokens", "--page-size"),
+    Flag("max_total_tokens", "--max-total-tokens"),
+    Flag("swa_full_tokens_ratio", "--swa-full-tokens-ratio"),
+    Flag("attention_backend", "--attention-backend"),
+)
+READS = ALWAYS | {"enforce_eager", "hybrid_kv", "max_num_seqs", "prefix_caching", "skip_tokenizer", "text_only"}
 
 # sglang/srt/server_args.py: how graphs are turned off. The prefill ("piecewise") graphs came on by default in 0.5.10;
 # from 0.5.14 on each phase has a backend and --disable-cuda-graph is a deprecated alias.
@@ -107,6 +125,7 @@ class SGLang(OpenAiEngine):
     info_paths = INFO_PATHS
     load_paths = LOAD_PATHS
     counters_advice = "start SGLang with --enable-metrics"
+    takes = READS | {flag.setting for flag in FLAGS}
 
     def launch(self, settings: EngineSettings, version: Version) -> Launch:
         """Settings -> argv (after the python executable) and environment for that version.
@@ -118,9 +137,8 @@ class SGLang(OpenAiEngine):
         if version < OLDEST:
             raise UserError(f"SGLang {version}", f"SGLang {OLDEST} or newer", "set engine_version")
         s = settings
+        refuse_others(self.name, self.takes, s)
         check_extra_args(s)
-        if s.cpu_kv_cache_gib is not None:
-            raise UserError("cpu_kv_cache_gib with SGLang", "a setting of vLLM only", "use max_total_tokens")
         if s.hybrid_kv == "on" and not SPLIT_POOL_FOR_CHUNKED.holds(version):
             raise UserError(
                 f"hybrid_kv on with SGLang {version}",
@@ -137,23 +155,7 @@ class SGLang(OpenAiEngine):
         argv += ["--model-path", s.model_path, "--served-model-name", s.served_model_name]
         argv += ["--host", s.host, "--port", str(s.port), "--context-length", str(s.context_tokens)]
         argv += ["--enable-metrics", "--enable-cache-report", "--max-running-requests", str(requests)]
-        argv += flag_values(
-            (
-                ("--tp-size", None if s.tensor_parallel == 1 else s.tensor_parallel),
-                ("--pp-size", None if s.pipeline_parallel == 1 else s.pipeline_parallel),
-                ("--device", "cpu" if s.device == "cpu" else None),
-                ("--mem-fraction-static", s.gpu_memory_utilization),
-                ("--kv-cache-dtype", s.kv_cache_dtype),
-                ("--dtype", s.dtype),
-                ("--quantization", s.quantization),
-                ("--load-format", s.load_format),
-                ("--chunked-prefill-size", s.max_num_batched_tokens),
-                ("--page-size", s.block_size_tokens),
-                ("--max-total-tokens", s.max_total_tokens),
-                ("--swa-full-tokens-ratio", s.swa_full_tokens_ratio),
-                ("--attention-backend", s.attention_backend),
-            )
-        )
+        argv += [word for flag in FLAGS for word in flag.words(s, version)]
         if s.hybrid_kv == "off":
             argv.append("--disable-hybrid-swa-memory")
         if s.prefix_caching is False:

@@ -15,7 +15,7 @@ from ...errors import Finding, UserError
 from ...models.architecture import ModelArchitecture
 from ...physics.hardware import Gpu
 from ...version import Version
-from ..argv import api_key_path, check_extra_args, flag_values, refuse_first
+from ..argv import ALWAYS, Flag, api_key_path, check_extra_args, refuse_first, refuse_others
 from ..base import EngineCapacity, HttpRequest, Launch, MetricNames, SharedMemory
 from ..diagnosis import COMMON_FAILURES
 from ..log import Note, Throughput
@@ -29,6 +29,22 @@ from .sizing import stage_layers, vllm_sizing
 
 OLDEST = Version.parse("0.12.0")
 
+# Settings that become one option each. A new setting gets a row here, or is read in launch and named in READS.
+FLAGS = (
+    Flag("tensor_parallel", "--tensor-parallel-size", silent=(1,)),
+    Flag("pipeline_parallel", "--pipeline-parallel-size", silent=(1,)),
+    Flag("gpu_memory_utilization", "--gpu-memory-utilization"),
+    Flag("kv_cache_dtype", "--kv-cache-dtype"),
+    Flag("dtype", "--dtype"),
+    Flag("quantization", "--quantization"),
+    Flag("load_format", "--load-format"),
+    Flag("max_num_batched_tokens", "--max-num-batched-tokens"),
+    Flag("block_size_tokens", "--block-size"),
+    Flag("max_num_seqs", "--max-num-seqs"),
+)
+READS = ALWAYS | {
+    "attention_backend", "cpu_kv_cache_gib", "enforce_eager", "hybrid_kv", "prefix_caching", "skip_tokenizer", "text_only"
+}  # fmt: skip
 
 # vllm/engine/arg_utils.py, "--attention-backend": first in 0.13.0. Before, the variable VLLM_ATTENTION_BACKEND
 # (vllm/envs.py; gone in 0.15.0).
@@ -78,6 +94,7 @@ class VLLM(OpenAiEngine):
     log_signatures = log.SIGNATURES
     metrics = METRICS
     takes_cache_salt = True
+    takes = READS | {flag.setting for flag in FLAGS}
     hybrid_advice = f"set {HYBRID_CHUNKED_ENV.what}=1 (hybrid KV on)"
 
     def launch(self, settings: EngineSettings, version: Version) -> Launch:
@@ -88,9 +105,7 @@ class VLLM(OpenAiEngine):
         """
         if version < OLDEST:
             raise UserError(f"vLLM {version}", f"vLLM {OLDEST} or newer", "set engine_version")
-        for name in ("swa_full_tokens_ratio", "max_total_tokens"):
-            if getattr(settings, name) is not None:
-                raise UserError(f"{name} with vLLM", "a setting of SGLang only", f"remove {name}")
+        refuse_others(self.name, self.takes, settings)
         check_extra_args(settings)
         s = settings
         refuse_first(block_faults(version, s.block_size_tokens, on_cpu=s.device == "cpu"))
@@ -102,20 +117,9 @@ class VLLM(OpenAiEngine):
             argv += [QUIET_ACCESS_LOG.what, f"{self.health_path},{self.metrics_path}"]
         if s.device == "cpu":
             env["VLLM_CPU_KVCACHE_SPACE"] = str(_cpu_kv_gib(s.cpu_kv_cache_gib))
-        argv += flag_values(
-            (
-                ("--tensor-parallel-size", None if s.tensor_parallel == 1 else s.tensor_parallel),
-                ("--pipeline-parallel-size", None if s.pipeline_parallel == 1 else s.pipeline_parallel),
-                ("--gpu-memory-utilization", None if s.device == "cpu" else s.gpu_memory_utilization),
-                ("--kv-cache-dtype", s.kv_cache_dtype),
-                ("--dtype", s.dtype),
-                ("--quantization", s.quantization),
-                ("--load-format", s.load_format),
-                ("--max-num-batched-tokens", s.max_num_batched_tokens),
-                ("--block-size", s.block_size_tokens),
-                ("--max-num-seqs", s.max_num_seqs),
-            )
-        )
+        # A CPU engine has its own figure of memory.
+        flags = [flag for flag in FLAGS if s.device != "cpu" or flag.setting != "gpu_memory_utilization"]
+        argv += [word for flag in flags for word in flag.words(s, version)]
         if s.hybrid_kv == "on" and HYBRID_CHUNKED_ENV.holds(version):
             env[HYBRID_CHUNKED_ENV.what] = "1"
         if s.hybrid_kv == "off":
