@@ -40,7 +40,7 @@ SILENT_S = 2.0
 # Without a terminal: a sign of life in a step that says nothing.
 PULSE_S = 30.0
 LABEL_WIDTH = 52
-STATE_WIDTH = 22
+STATE_WIDTH = 26
 # As the live actions (plugins/action/longhaul_live.py) write it.
 PROGRESS = re.compile(r"  \[(?P<host>[^\]]+)\] (?P<text>.+)", re.DOTALL)
 
@@ -445,10 +445,10 @@ class CallbackModule(DefaultCallback):
             self._stages.end()
             self._screen.clear()
         DefaultCallback.v2_playbook_on_stats(self, stats)
+        if self._failed:
+            self._say("Every task and its result: run it again with -v")
         for text in self._held:
             self._say(text)
-        if self._failed:
-            self._say("Every task and result: run it again with -v")
 
 
 def step_name(task: Any) -> str:
