@@ -57,11 +57,12 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.longhaul.deploy.endpoint_test import QuietProgress, run_endpoint_test
+from ansible.module_utils.longhaul.deploy.endpoint_test import run_endpoint_test
 from ansible.module_utils.longhaul.deploy.hostfacts import update_facts, validated_facts
 from ansible.module_utils.longhaul.deploy.layout import layout
 from ansible.module_utils.longhaul.deploy.spec import Spec
 from ansible.module_utils.longhaul.progress import ProgressWriter
+from ansible.module_utils.longhaul.validate.progress import QuietProgress
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:

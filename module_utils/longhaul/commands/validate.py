@@ -15,8 +15,8 @@ from ..models.reader import load_architecture
 from ..physics.hardware import Gpu, get_gpu
 from ..prompts.needles import DEFAULT_DEPTHS, KINDS
 from ..results import EXIT_CODES, RunResult
-from ..validate.config import NeedleSettings, Point, ValidateConfig
-from ..validate.progress import Progress
+from ..validate.config import NeedleSettings, Point, ValidateConfig, result_file
+from ..validate.progress import Progress, progress_line
 from ..validate.run import validate
 from ..validate.verdict import Limits
 
@@ -144,7 +144,7 @@ def config_from(args: argparse.Namespace) -> ValidateConfig:
             depths=tuple(_floats(args.needle_depths, "--needle-depths")),
             dummy_weights=args.dummy_weights,
         ),
-        baseline=_baseline(args.baseline),
+        baseline=result_file(args.baseline) if args.baseline else None,
         cache_salt=not args.no_cache_salt,
         flush=not args.no_flush,
         proxy=args.proxy,
@@ -175,10 +175,6 @@ def _api_key(path: Path | None) -> str | None:
     return key
 
 
-def _baseline(path: Path | None) -> Path | None:
-    return path / "run.json" if path is not None and path.is_dir() else path
-
-
 def _silent(_: Progress) -> None:
     pass
 
@@ -191,10 +187,7 @@ class _Lines:
         self._open = False
 
     def __call__(self, step: Progress) -> None:
-        left = f", about {step.left_s:.0f} s left" if step.left_s else ""
-        usage = f", KV {100 * step.kv_usage:.0f}%" if step.kv_usage is not None else ""
-        name = f" {step.point_id}" if step.point_id else ""
-        line = f"[{step.elapsed_s:7.1f} s] {step.stage}{name}: {step.message}{usage}{left}"
+        line = progress_line(step)
         if self._terminal and step.stage == "running":
             width = 24
             filled = width * step.done // max(1, step.total)

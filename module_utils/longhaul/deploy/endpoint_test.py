@@ -20,7 +20,7 @@ from ..physics.hardware import GIB, DetectedGpu, Gpu, detect_gpus, get_gpu
 from ..prompts.convert import has_tokenizer, vocabulary_files
 from ..prompts.needles import KINDS
 from ..results import CapacityFacts, RunResult, from_jsonable
-from ..validate.config import NeedleSettings, Point, ValidateConfig
+from ..validate.config import NeedleSettings, Point, ValidateConfig, result_file
 from ..validate.progress import Progress
 from ..validate.run import validate
 from ..validate.verdict import Limits
@@ -135,7 +135,7 @@ def config_from_options(
             dummy_weights=settings.load_format == "dummy",
         ),
         capacity=from_jsonable(CapacityFacts, capacity) if capacity else None,
-        baseline=_baseline(options.get("baseline")),
+        baseline=result_file(Path(str(options["baseline"]))) if options.get("baseline") else None,
         environment=environment(spec, detected, remote),
         cache_salt=bool(options.get("cache_salt", True)),
         flush=bool(options.get("flush", True)),
@@ -189,38 +189,6 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     return None
 
 
-def progress_line(step: Progress) -> str:
-    """One progress event as one line for people."""
-    parts = [f"[{step.elapsed_s:6.1f} s] {step.stage}"]
-    if step.point_id:
-        parts.append(step.point_id)
-    parts.append(step.message)
-    if step.kv_usage is not None:
-        parts.append(f"KV {100 * step.kv_usage:.0f}%")
-    if step.left_s:
-        parts.append(f"about {step.left_s:.0f} s left")
-    return "  ".join(p for p in parts if p)
-
-
-class QuietProgress:
-    """Passes on every event of a run but thins out the running ones: a line when a request ends, else every ten seconds."""
-
-    EVERY_S = 10.0
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._last, _ = say, -self.EVERY_S, None
-        self._done: tuple[str | None, int] = (None, -1)
-
-    def __call__(self, step: Progress) -> None:
-        """One event."""
-        if step.stage == "running":
-            news = (step.point_id, step.done)
-            if news == self._done and step.elapsed_s - self._last < self.EVERY_S:
-                return
-            self._done, self._last = news, step.elapsed_s
-        self._say(progress_line(step))
-
-
 def _architecture(model_dir: Path) -> ModelArchitecture | None:
     if not (model_dir / "config.json").exists():
         return None
@@ -240,10 +208,3 @@ def _gpu(name: str, detected: Sequence[DetectedGpu]) -> Gpu | None:
 def _pool_tokens(facts: Mapping[str, Any]) -> int | None:
     start = (facts.get("deployed") or {}).get("start") or {}
     return ((start.get("capacity") or {}).get("kv_cache_tokens")) or None
-
-
-def _baseline(text: Any) -> Path | None:
-    if not text:
-        return None
-    path = Path(str(text))
-    return path / "run.json" if path.is_dir() else path

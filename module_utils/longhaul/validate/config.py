@@ -129,6 +129,11 @@ class ValidateConfig:
         return max(self.repeats, -(-len(self.needles.groups) // point.concurrency))
 
 
+def result_file(path: Path) -> Path:
+    """The result of a run, given as the file or as its folder."""
+    return path / "run.json" if path.is_dir() else path
+
+
 def check_config(config: ValidateConfig) -> None:
     """Raise UserError for the first setting that cannot be right, before anything is sent."""
     get_engine(config.engine)

@@ -101,20 +101,24 @@ def _last_first_tokens(point: Point, ok: Sequence[RequestRecord]) -> list[float]
 
 
 class FloorSource:
-    """The floors of this run's hardware, published or timed here. ``note`` says why there are none."""
+    """The floors of this run's hardware, published or timed here: none before :meth:`prepare`, and ``note`` says why there are none."""
 
-    def __init__(self, config: ValidateConfig, reporter: Reporter) -> None:
+    def __init__(self, config: ValidateConfig) -> None:
         self.hardware = config.hardware
         self.note: str | None = None
         self.floors: Floors | None = None
-        self._python = config.calibrate_python
+        self._config = config
         self._recalibrations_left = 0
+
+    def prepare(self, reporter: Reporter) -> None:
+        """Set the floors. Times a matrix product (seconds) where the run asks for that and the hardware has no published peak."""
+        config = self._config
         if config.architecture is None:
             return
         if self.hardware is None and config.calibrate:
             reporter.say("calibrate", "timing a matrix product: this hardware has no published peak")
             try:
-                self.hardware = (roofline.calibrate_cpu(self._python), 1)
+                self.hardware = (roofline.calibrate_cpu(config.calibrate_python), 1)
                 self._recalibrations_left = _MOST_RECALIBRATIONS
             except UserError as exc:
                 self.note = f"no physical floor: {exc.found}"
@@ -136,7 +140,7 @@ class FloorSource:
             return False
         self._recalibrations_left -= 1
         try:
-            again = roofline.calibrate_cpu(self._python)
+            again = roofline.calibrate_cpu(self._config.calibrate_python)
         except UserError:
             return False
         if again.peak("bf16") <= floors.gpu.peak("bf16"):

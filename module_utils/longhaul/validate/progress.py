@@ -48,6 +48,34 @@ class Reporter:
         self._on_progress(Progress(stage, point_id, message, self.elapsed_s, left_s, kv_usage, done, total))
 
 
+def progress_line(step: Progress) -> str:
+    """One step as one line for people."""
+    name = f" {step.point_id}" if step.point_id else ""
+    usage = f", KV {100 * step.kv_usage:.0f}%" if step.kv_usage is not None else ""
+    left = f", about {step.left_s:.0f} s left" if step.left_s else ""
+    return f"[{step.elapsed_s:6.1f} s] {step.stage}{name}: {step.message}{usage}{left}"
+
+
+class QuietProgress:
+    """Passes every step on as a line, but few of a running point: one when a request ends, else one every ten seconds."""
+
+    EVERY_S = 10.0
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._last_s = -self.EVERY_S
+        self._done: tuple[str | None, int] = (None, -1)
+
+    def __call__(self, step: Progress) -> None:
+        """Take one step."""
+        if step.stage == "running":
+            done = (step.point_id, step.done)
+            if done == self._done and step.elapsed_s - self._last_s < self.EVERY_S:
+                return
+            self._done, self._last_s = done, step.elapsed_s
+        self._say(progress_line(step))
+
+
 def duration(value_s: float | None) -> str:
     """Seconds for people: 3.2 s, 12 s, 3 min 20 s, 2 h 5 min."""
     if value_s is None:

@@ -61,7 +61,8 @@ async def _run(config: ValidateConfig, reporter: Reporter, server_log: Callable[
         with contextlib.closing(RecordWriter(config.out_dir / "requests.jsonl")) as writer:
             server = Server(control, adapter, config, reporter, server_log)
             await server.meet()
-            floors = FloorSource(config, reporter)
+            floors = FloorSource(config)
+            floors.prepare(reporter)
             prompts = open_prompts(config, seed, reporter)
             longest_tokens = max(p.input_tokens for p in config.points)
             forecaster = floors.floors.forecaster(longest_tokens) if floors.floors is not None else Forecaster()

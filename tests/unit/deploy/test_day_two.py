@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from longhaul.capacity.gate import advice, choose_gpu, drift, drift_facts, gate, planned_facts
-from longhaul.deploy.endpoint_test import QuietProgress, config_from_options, cpu_name, points_from, progress_line
+from longhaul.deploy.endpoint_test import config_from_options, cpu_name, points_from
 from longhaul.deploy.layout import Layout
 from longhaul.deploy.spec import Spec, read_api_key, render_spec, store_spec
 from longhaul.deploy.status import EndpointStatus, age, endpoint_status, log_tail, status_table
@@ -24,7 +24,7 @@ from longhaul.errors import UserError
 from longhaul.files import to_json, write_atomic
 from longhaul.physics.hardware import DetectedGpu, get_gpu
 from longhaul.prompts import convert
-from longhaul.validate.progress import Progress
+from longhaul.validate.progress import Progress, QuietProgress, progress_line
 from standin.fixture import StandIn
 from support.paths import CONFIGS
 from support.specs import make_spec
