@@ -1,7 +1,7 @@
 """Refuse early: every input that a person can get wrong, found before anything changes.
 
-Two layers: the variables alone (no host needed), then the host. Each check is a pure function of its options; each finding
-says what was found, what is required, and the fix.
+Two layers: the variables alone (no host needed), then the host. A check is one function, decorated with the options that it
+needs; it runs where all of them are given. Each finding says what was found, what is required, and the fix.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..engines.registry import ENGINES, get_engine
 from ..engines.settings import SETTINGS, Setting, settings_from
 from ..errors import Finding, UserError
-from ..files import free_bytes
+from ..files import free_bytes, read_json
 from ..version import Version
 from .compare_sets import check_sets
 from .engine_variables import unknown_variables
@@ -28,6 +29,31 @@ from .spec import load_spec
 
 # Docker's own 64 MiB are known to be too little for NCCL between the GPUs of a host.
 NCCL_SHM_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class PreflightCheck:
+    """A registered check and the names of the options that it takes, in the order of its arguments."""
+
+    needs: tuple[str, ...]
+    run: Callable[..., Iterable[Finding]]
+
+
+CHECKS: list[PreflightCheck] = []
+Run = TypeVar("Run", bound=Callable[..., Iterable[Finding]])
+
+
+def preflight_check(*needs: str) -> Callable[[Run], Run]:
+    """Register a function as a check. ``needs`` are options of the module longhaul_check, and what :func:`_given` derives.
+
+    The function returns findings; a UserError that it raises is one too.
+    """
+
+    def register(run: Run) -> Run:
+        CHECKS.append(PreflightCheck(needs, run))
+        return run
+
+    return register
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int | Finding:
@@ -42,6 +68,7 @@ def whole_number(name: str, value: Any, least: int = 1) -> int | Finding:
     return int(text)
 
 
+@preflight_check("engine")
 def check_engine(options: Mapping[str, Any]) -> list[Finding]:
     """Engine, version, runtime, sizes and settings; ``settings`` as for the spec. No host needed.
 
@@ -91,6 +118,7 @@ def out_of_bounds(setting: Setting, value: Any) -> Finding | None:
     return Finding(f"{setting.variable} {value!r}", f"a fraction from {least} to {most}", f"set {setting.variable}")
 
 
+@preflight_check("model_store")
 def check_model_store(options: Mapping[str, Any]) -> list[Finding]:
     """Source, and what each source needs. No host needed."""
     source = options.get("source")
@@ -108,6 +136,7 @@ def check_model_store(options: Mapping[str, Any]) -> list[Finding]:
     return []
 
 
+@preflight_check("ladder")
 def check_ladder(options: Mapping[str, Any]) -> list[Finding]:
     """The validation ladder against the context: the deployed server's where one is known, else the variable's. No host needed."""
     findings: list[Finding] = []
@@ -139,10 +168,21 @@ def check_ladder(options: Mapping[str, Any]) -> list[Finding]:
     return findings
 
 
-def check_positions(context_tokens: int, config: Mapping[str, Any] | None, where: str) -> list[Finding]:
-    """The context against the positions that the model's config.json allows."""
-    if config is None:
-        return []
+@preflight_check("model_path", "model_path_required")
+def check_model_folder(path: str, required: bool) -> list[Finding]:
+    """Where it is required, a model's folder holds config.json and weights."""
+    if required:
+        check_model_dir(Path(path))
+    return []
+
+
+@preflight_check("context_tokens", "model_config", "model_place")
+def check_positions(context_tokens: Any, config: Mapping[str, Any], where: str) -> list[Finding]:
+    """The context is within the positions that the model's config.json allows."""
+    number = whole_number("engine_context_tokens", context_tokens)
+    if isinstance(number, Finding):
+        return []  # said by check_engine
+    context_tokens = number
     text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else config
     positions = (text or {}).get("max_position_embeddings")
     if isinstance(positions, int) and context_tokens > positions:
@@ -156,8 +196,10 @@ def check_positions(context_tokens: int, config: Mapping[str, Any] | None, where
     return []
 
 
+@preflight_check("where", "needed_bytes")
 def check_home(where: Layout, needed_bytes: int) -> list[Finding]:
-    """May this user write the home, and is there room? Creates nothing."""
+    """This user may write the home, and there is room. Creates nothing."""
+    needed_bytes = int(needed_bytes)
     probe = where.home
     while not probe.exists() and probe != probe.parent:
         probe = probe.parent
@@ -181,8 +223,10 @@ def check_home(where: Layout, needed_bytes: int) -> list[Finding]:
     return []
 
 
+@preflight_check("where", "port", "host")
 def check_port(where: Layout, port: int, host: str) -> list[Finding]:
-    """Is the port free, or held by this very endpoint?"""
+    """The port is free, or held by this very endpoint."""
+    port = int(port)
     if port_is_free(port, host):
         return []
     holder = port_holder(port)
@@ -230,18 +274,19 @@ def check_shm(options: Mapping[str, Any], host_bytes: int | None) -> list[Findin
     ]
 
 
+@preflight_check("endpoints")
 def check_unique_endpoints(endpoints: Iterable[Sequence[str]]) -> list[Finding]:
     """``(inventory name, address, home, instance, port)``: two names must mean neither one endpoint nor one port."""
     seen: dict[tuple[str, str, str], str] = {}
     ports: dict[tuple[str, str], str] = {}
     findings: list[Finding] = []
-    for name, address, home, instance, port in endpoints:
+    for name, address, home, instance, port in (map(str, endpoint) for endpoint in endpoints):
         key = (address, home, instance)
         if key in seen:
             findings.append(
                 Finding(
                     f"hosts {seen[key]} and {name} are one endpoint ({address}, instance {instance})",
-                    "one inventory name an endpoint",
+                    "one inventory name per endpoint",
                     "give one of them another longhaul_instance (and engine_port)",
                 )
             )
@@ -258,48 +303,52 @@ def check_unique_endpoints(endpoints: Iterable[Sequence[str]]) -> list[Finding]:
     return findings
 
 
+@preflight_check("shm")
+def check_own_shm(options: Mapping[str, Any]) -> list[Finding]:
+    """:func:`check_shm` with this host's shared memory."""
+    return check_shm(options, shm_bytes())
+
+
+@preflight_check("compare")
+def check_compared_sets(options: Mapping[str, Any]) -> list[Finding]:
+    """The two sets of variables of a comparison."""
+    return check_sets(options["files"], options["sets"])
+
+
 def run_checks(options: Mapping[str, Any]) -> list[Finding]:
-    """Everything that is asked for, one option a group of checks (see the module longhaul_check); all findings of all of them."""
+    """All findings of all checks whose options are given (see the module longhaul_check)."""
     findings: list[Finding] = []
-    if options.get("engine") is not None:
-        findings += check_engine(options["engine"])
-    if options.get("compare") is not None:
-        findings += check_sets(options["compare"]["files"], options["compare"]["sets"])
-    if options.get("model_store") is not None:
-        findings += check_model_store(options["model_store"])
-    if options.get("ladder") is not None:
-        findings += check_ladder(options["ladder"])
-    try:
-        if options.get("shm") is not None:
-            findings += check_shm(options["shm"], shm_bytes())
-    except UserError as error:
-        findings.append(error.finding)
-    if options.get("endpoints"):
-        findings += check_unique_endpoints(tuple(map(str, e)) for e in options["endpoints"])
-    if options.get("home"):
-        try:
-            where = layout(str(options["home"]), str(options.get("instance") or DEFAULT_INSTANCE))
-            if options.get("needed_bytes") is not None:
-                findings += check_home(where, int(options["needed_bytes"]))
-            if options.get("port"):
-                findings += check_port(where, int(options["port"]), str(options.get("host") or "127.0.0.1"))
-        except UserError as error:
-            findings.append(error.finding)
-    config, place = options.get("model_config"), "the model store"
-    if options.get("model_path"):
-        place = str(options["model_path"])
-        if options.get("model_path_required"):
+    given = _given(options, findings)
+    for check in CHECKS:
+        if all(name in given for name in check.needs):
             try:
-                config = check_model_dir(Path(place))
+                findings += check.run(*(given[name] for name in check.needs))
             except UserError as error:
                 findings.append(error.finding)
-        elif config is None:
-            config = model_config(Path(place))
-    if options.get("context_tokens") is not None:
-        number = whole_number("engine_context_tokens", options["context_tokens"])
-        if not isinstance(number, Finding):
-            findings += check_positions(number, config, place)
     return findings
+
+
+def _given(options: Mapping[str, Any], findings: list[Finding]) -> dict[str, Any]:
+    """The options that are given (neither ``None`` nor empty text), and what follows from them.
+
+    ``where`` is the endpoint's layout; a home that is none adds to ``findings``. ``model_config`` is read from the model's
+    folder unless it is known; ``model_place`` says where it comes from.
+    """
+    given = {name: value for name, value in options.items() if value is not None and value != ""}
+    given.setdefault("host", "127.0.0.1")
+    given.setdefault("model_path_required", False)
+    if "home" in given:
+        try:
+            given["where"] = layout(str(given["home"]), str(given.get("instance", DEFAULT_INSTANCE)))
+        except UserError as error:
+            findings.append(error.finding)
+    given["model_place"] = str(given.get("model_path", "the model store"))
+    if "model_path" in given and (given["model_path_required"] or "model_config" not in given):
+        found = model_config(Path(given["model_place"]))
+        given.pop("model_config", None)
+        if found is not None:
+            given["model_config"] = found
+    return given
 
 
 def as_result(findings: Iterable[Finding]) -> tuple[dict[str, Any], list[str]]:
@@ -314,8 +363,6 @@ def as_result(findings: Iterable[Finding]) -> tuple[dict[str, Any], list[str]]:
 
 def model_config(path: Path) -> dict[str, Any] | None:
     """config.json of a folder on this host, when it is there and readable."""
-    from ..files import read_json
-
     try:
         return read_json(path / "config.json")
     except UserError:

@@ -166,7 +166,6 @@ class TestModel:
             assert "8192" in finding.required
             assert "/m" in finding.required
         assert preflight.check_positions(10**9, {}, "/m") == []
-        assert preflight.check_positions(10**9, None, "/m") == []
 
     def test_a_folder_without_config(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"no config\.json in"):
@@ -272,6 +271,28 @@ class TestHost:
         assert filters.longhaul_endpoint({"inventory_hostname": "a", "ansible_connection": "local"})[1:] == [
             "localhost", "", "default", "8000",
         ]  # fmt: skip
+
+
+class TestANewCheck:
+    def test_it_is_one_function(self) -> None:
+        before = len(preflight.CHECKS)
+        try:
+
+            @preflight.preflight_check("engine", "where")
+            def check_no_root_home(engine: dict[str, Any], where: Layout) -> list[Finding]:
+                if engine.get("version") == "broken":
+                    raise UserError("a broken engine", "one that works", "wait")
+                return [Finding(f"{where.home}", "another home", "set longhaul_home", "warn")]
+
+            engine = {"name": "vllm", "version": "0.12.0", "runtime": "process", "settings": SETTINGS}
+            findings = preflight.run_checks({"engine": engine, "home": "/srv/x"})
+            assert [f.found for f in findings] == ["/srv/x"]
+            assert preflight.as_result(findings)[1] == ["found: /srv/x | required: another home | fix: set longhaul_home"]
+            assert preflight.run_checks({"home": "/srv/x"}) == [], "it runs where all that it needs is given"
+            broken = preflight.run_checks({"engine": {**engine, "version": "broken"}, "home": "/srv/x"})
+            assert "a broken engine" in [f.found for f in broken]
+        finally:
+            del preflight.CHECKS[before:]
 
 
 class TestTogether:
