@@ -30,7 +30,10 @@ options:
   settings: {description: Engine settings (see longhaul.engines.base.EngineSettings)., type: dict, default: {}}
   python: {description: The interpreter that argv starts with., type: str}
   environment_hash: {description: Hash of the installed set (runtime process)., type: str}
-  container: {description: "Image, digest, mounts, limits (runtime docker); see longhaul.deploy.runtimes.container.ContainerSettings.", type: dict}
+  container:
+    description: Image, digest, mounts, limits (longhaul.deploy.runtimes.container.ContainerSettings). A runtime without containers
+      ignores it.
+    type: dict
   model: {description: "Where the model came from.", type: dict, default: {}}
   probe: {description: "Also ask whether the engine of the deployed spec runs, answers, and is in the facts.", type: bool, default: false}
   progress_file: {description: Set by the action plugin., type: path}
