@@ -84,7 +84,7 @@ def play(
 
 
 class Running:
-    """A controller in the middle of a run, in a session of its own so that all of it can be killed."""
+    """A controller in the middle of a run. It has a session of its own, and so has each of its workers: Ansible detaches them."""
 
     def __init__(self, playbook: str | Path, inventory: Path, *words: str, env: Mapping[str, str] | None = None) -> None:
         self.child = subprocess.Popen(
@@ -141,9 +141,27 @@ class Running:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """SIGKILL (or another signal) to the controller and all its workers, as when its machine goes away."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.child.pid, number)
+        if self.child.poll() is None:
+            # Stopped first: it must start no worker while we look for them.
+            os.kill(self.child.pid, signal.SIGSTOP)
+            for pid in (*descendants(self.child.pid), self.child.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+                    os.kill(pid, signal.SIGCONT)
         self.child.wait()
+
+
+def descendants(pid: int) -> list[int]:
+    """Children of a process, their children, and so on."""
+    parents: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents.setdefault(int(path.read_text().rpartition(")")[2].split()[1]), []).append(int(path.parent.name))
+    found, new = [], [pid]
+    while new:
+        new = [child for parent in new for child in parents.get(parent, [])]
+        found += new
+    return found
 
 
 def ansible(inventory: Path, pattern: str, *words: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.hub import command_lines
 
 from testbed import play
 from testbed.bed import Bed, Host, command
@@ -99,6 +100,10 @@ def test_a_killed_controller_takes_its_workers_with_it(bed: Bed, host: Host, tmp
         run.kill()
         done = run.finish()
     assert done.code == -9
+    deadline = time.monotonic() + 10
+    while str(tmp_path / "slow.yml").encode() in command_lines():
+        assert time.monotonic() < deadline, "a worker lives on"
+        time.sleep(0.1)
     assert host.run("test -e /root/begun", check=False).returncode == 0
 
 
