@@ -27,7 +27,7 @@ options:
   engine: {description: Engine name., type: str}
   version: {description: Engine version., type: str}
   runtime: {description: Where it runs., type: str, choices: [process, docker]}
-  settings: {description: Engine settings (see longhaul.engines.base.EngineSettings)., type: dict, default: {}}
+  settings: {description: Engine settings (see longhaul.engines.settings.EngineSettings)., type: dict, default: {}}
   python: {description: The interpreter that argv starts with., type: str}
   environment_hash: {description: Hash of the installed set (runtime process)., type: str}
   container:

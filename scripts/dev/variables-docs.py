@@ -42,21 +42,6 @@ def role_defaults(role: str, root: Path = ROOT) -> dict[str, Any]:
     return yaml.safe_load(text) or {}
 
 
-def comments(role: str, root: Path = ROOT) -> dict[str, str]:
-    """The comment directly above each default, in one line. Titles of sections ("# --- ...") do not count."""
-    found: dict[str, str] = {}
-    above: list[str] = []
-    for line in (root / "roles" / role / "defaults/main.yml").read_text(encoding="utf-8").splitlines():
-        if line.startswith("# ") and not line.startswith("# ---"):
-            above.append(line[2:].strip())
-            continue
-        variable = re.match(r"([a-z]\w*):", line)
-        if variable:
-            found[variable[1]] = " ".join(above)
-        above = []
-    return found
-
-
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
@@ -77,12 +62,9 @@ def _kind(option: dict[str, Any]) -> str:
     return f"{kind} of {option['elements']}" if option.get("elements") else kind
 
 
-def _meaning(option: dict[str, Any], comment: str) -> str:
+def _meaning(option: dict[str, Any]) -> str:
     words = option.get("description", "")
     text = " ".join((" ".join(words) if isinstance(words, list) else str(words)).split())
-    # A description that is only the end of the comment lost its first line: the comment has the whole.
-    if comment.endswith(text):
-        text = comment
     choices = [str(choice) for choice in option.get("choices") or []]
     # Most descriptions name their choices themselves, with what each one does.
     if choices and not all(re.search(rf"(?<![\w-]){re.escape(choice)}(?![\w-])", text) for choice in choices):
@@ -104,10 +86,9 @@ def role_page(role: str, root: Path = ROOT) -> str:
         "| variable | type | default | meaning |",
         "|---|---|---|---|",
     ]
-    said = comments(role, root)
     for variable, value in role_defaults(role, root).items():
         option = options[variable]
-        meaning = _meaning(option, said.get(variable, ""))
+        meaning = _meaning(option)
         lines.append(f"| `{variable}` | {_kind(option)} | {_cell(_default(value))} | {_cell(meaning)} |")
     for entry, spec in specs.items():
         if entry != "main":

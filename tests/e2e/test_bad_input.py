@@ -118,6 +118,7 @@ def hosts() -> Iterator[Hosts]:
             "good": {},
             "engine": {"engine_name": "llamacpp"},
             "runtime": {"engine_runtime": "podman"},
+            "name": {"engine_gpu_memory_utilisation": 0.9},
             "source": {"model_store_source": "ftp"},
             "context-words": {"engine_context_tokens": "2M"},
             "context-zero": {"engine_context_tokens": 0},
@@ -158,6 +159,7 @@ def test_bad_hosts_fail_and_good_ones_go_on(hosts: Hosts) -> None:
     ("host", "words"),
     [
         ("engine", ["engine_name 'llamacpp'", "sglang, vllm", "set engine_name"]),
+        ("name", ["engine_gpu_memory_utilisation, which nothing reads", "role engine", "write engine_gpu_memory_utilization;"]),
         ("runtime", ["engine_runtime 'podman'", "process, docker", "set engine_runtime"]),
         ("source", ["model_store_source 'ftp'", "bundled, dummy, path, hub", "set model_store_source"]),
         ("context-words", ["engine_context_tokens '2M'", "positive integer", "set engine_context_tokens"]),

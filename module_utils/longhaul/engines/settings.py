@@ -125,12 +125,10 @@ class SizeSettings:
     enforce_eager: bool = field(default=False, metadata=about("Run without CUDA graphs and compilation."))
     swa_full_tokens_ratio: float | None = field(
         default=None,
-        metadata=about(
-            "SGLang: local-attention pool as a share of the full pool; 0.02 fits Llama-4-Scout.", empty=ENGINE_DEFAULT
-        ),
+        metadata=about("Local-attention pool as a share of the full pool; 0.02 fits Llama-4-Scout.", empty=ENGINE_DEFAULT),
     )
     max_total_tokens: int | None = field(
-        default=None, metadata=about("SGLang: most tokens of the KV pool.", empty="what the memory holds")
+        default=None, metadata=about("Most tokens of the KV pool.", empty="what the memory holds")
     )
     attention_backend: str | None = field(
         default=None,
@@ -183,7 +181,7 @@ class EngineSettings(SizeSettings):
     )
     cpu_kv_cache_gib: float | None = field(
         default=None,
-        metadata=about("KV cache on a CPU, in GiB.", empty="what the engine takes by itself"),
+        metadata=about("KV cache on a CPU, in GiB.", empty="4 GiB"),
     )
     api_key_file: str | None = field(
         default=None,

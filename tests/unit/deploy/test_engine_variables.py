@@ -75,6 +75,12 @@ class TestUnknownNames:
     def test_what_is_known_and_what_tasks_register_passes(self) -> None:
         assert unknown_variables([*NAMES, "engine_status", "engine_result_compared"]) == []
 
+    def test_what_is_shipped_sets_only_known_names(self) -> None:
+        files = [*ROOT.glob("inventory/*/group_vars/*.yml"), *ROOT.glob("vars/sets/*.yml"), *ROOT.glob("group_vars/*.yml")]
+        assert len(files) > 15
+        for path in files:
+            assert unknown_variables(yaml.safe_load(path.read_text()) or {}) == [], path
+
     def test_preflight_asks(self) -> None:
         plain = {"model_path": "/m", "served_model_name": "m", "context_tokens": 1, "port": 1, "tensor_parallel": 1}
         options = {

@@ -103,7 +103,7 @@ def test_the_roles_files_and_the_documentation_have_it(tree: Path) -> None:
     role = tree / "roles/engine"
     assert yaml.safe_load((role / "defaults/main.yml").read_text())["engine_thought_tokens"] is None
     option = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
-    sentence = "Tokens that the model may think. Empty means as many as it likes."
+    sentence = "Tokens that the model may think. Only for vllm. Empty means as many as it likes."
     assert option["engine_thought_tokens"] == {"description": sentence, "type": "int"}
     assert f"| `engine_thought_tokens` | int | empty | {sentence} |" in (tree / "docs/variables/engine.md").read_text()
     run(tree, "scripts/dev/engine-variables.py", "--check")
