@@ -77,3 +77,27 @@ def test_check_mode_on_a_clean_host_says_what_would_come_and_makes_nothing() -> 
         assert "Install the engine's environment" in said
         assert "Write the spec" in said
         assert '"max_model_len"' in done.text or "--max-model-len" in done.text, "the diff shows the argv that would run"
+
+
+def test_stages_on_a_clean_host_are_lines_without_tasks() -> None:
+    """What scripts/deploy prints, in check mode: a line for each stage, and each task that would change something."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    with tempfile.TemporaryDirectory(prefix="lh-clean-") as name:
+        words = ["deploy.yml", "--check", "-e", f"longhaul_home={name}/home", "-e", f"engine_port={free_port()}"]
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "ansible-playbook"), *words, "-e", f"context_test_results_dir={name}/results"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=kept | {"ANSIBLE_STDOUT_CALLBACK": "longhaul_stages", "ANSIBLE_NOCOLOR": "1"},
+        )
+        assert list(Path(name).iterdir()) == []
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "TASK [" not in done.stdout
+    assert "skipping:" not in done.stdout
+    assert "[localhost] would change: Process | Install the engine's environment" in done.stdout
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert any(line.startswith("Provision: Install the engine ") and " would change " in line for line in lines)
+    for stage in ("Preflight", "Provision", "Launch", "Validate"):
+        assert any(line.startswith(stage) and line.endswith(" s") for line in lines), stage
