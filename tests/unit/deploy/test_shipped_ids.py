@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
+from longhaul.deploy.compare_sets import side
 from longhaul.deploy.runtimes.registry import runtime_kind
 from longhaul.deploy.spec import render_spec
 from longhaul.engines.settings import settings_from
@@ -74,6 +76,18 @@ CHANGED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
 }
 
+# What playbooks/compare.yml starts: inventory, side, set.
+COMPARED = {
+    ("defaults", "a", "vllm-10m"): "4c00c96b346b",
+    ("defaults", "a", "vllm-2m"): "92a729d4ae6e",
+    ("defaults", "b", "sglang-2m"): "7c96ba90d267",
+    ("defaults", "b", "vllm-500k-2x-h100"): "628996494a8b",
+    ("h200", "a", "vllm-10m"): "b2a476f1e357",
+    ("h200", "a", "vllm-2m"): "ee248a1603ab",
+    ("h200", "b", "sglang-2m"): "98b875df3c00",
+    ("h200", "b", "vllm-500k-2x-h100"): "0f9527a891f0",
+}
+
 
 def spec_id_of(inventory: str, chosen: str = "", **more: Any) -> str:
     """The id of what the role would deploy."""
@@ -110,3 +124,11 @@ def test_every_set_and_inventory_is_held() -> None:
 def test_an_operators_spelling_keeps_its_id(name: str) -> None:
     inventory, changes, expected = CHANGED[name]
     assert spec_id_of(inventory, **changes) == expected
+
+
+@pytest.mark.parametrize(("inventory", "which", "chosen"), sorted(COMPARED))
+def test_a_side_of_a_comparison_keeps_its_id(inventory: str, which: str, chosen: str) -> None:
+    path = ROOT / "inventory" / inventory / "group_vars/all.yml"
+    host = yaml.safe_load(path.read_text()) if inventory != "defaults" else {}
+    taken = side(yaml.safe_load((ROOT / "vars/sets" / f"{chosen}.yml").read_text()), host)
+    assert spec_id_of(inventory, **taken, engine_instance=f"compare-{which}") == COMPARED[inventory, which, chosen]
