@@ -21,7 +21,7 @@ from ..files import read_json, to_json, write_atomic
 from ..physics.hardware import GIB, detect_gpus
 from .sampler import Sampler, keep_smi_log
 
-# A driver and a display hold some memory of every card; an engine that is left over holds much more.
+# A driver and a display use some memory of every GPU. An engine that was left running uses much more.
 FREE_GPU_BYTES = 2 * GIB
 
 
@@ -53,7 +53,7 @@ def _alive(where: Layout) -> bool:
 
 
 def check_instance(where: Layout, host_instance: str) -> None:
-    """UserError where the burn-in's endpoint is somebody's: it is thrown away at the end."""
+    """UserError where the burn-in's instance is a deployment's. The burn-in removes its instance at the end."""
     theirs = where.current_spec.exists() and not state_file(where).exists()
     if where.instance in (DEFAULT_INSTANCE, host_instance) or theirs:
         raise UserError(
@@ -72,16 +72,16 @@ def refuse_if_serving(others: Sequence[Layout], replace: bool) -> None:
     raise UserError(
         f"{names} runs on this host",
         "a host that serves nothing",
-        "stop it (playbooks/stop.yml), or set burnin_replace: true to have it stopped and started again after the burn-in",
+        "stop it (playbooks/stop.yml), or set burnin_replace: true, which stops it and starts it again after the burn-in",
     )
 
 
 def begin(
     where: Layout, run_id: str, *, replace: bool, stop_timeout_s: int, on_gpu: bool = True, gpus: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """Make room and begin to sample. Returns what was stopped (instances) and whether nvidia-smi samples.
+    """Stop what serves and start to sample. Returns the instances that were stopped and whether nvidia-smi samples.
 
-    ``gpus``: the indexes that the endpoint will use, which must be empty then; none given means all.
+    ``gpus`` are the indexes that the endpoint will use; none given means all. UserError where their memory is in use.
     """
     left = read_json(state_file(where)) or {}
     others = serving(where)
@@ -94,7 +94,7 @@ def begin(
     for other in others:
         _stop(other, stop_timeout_s)
     if not supervisor.running() and list((where.supervisor / "conf.d").glob("*.ini")):
-        # A fresh supervisord starts every program by itself: also those that were meant to stay stopped.
+        # A fresh supervisord starts every program, also those that must stay stopped.
         supervisor.ensure_running()
         for other in endpoints(where.home, where.instance):
             _stop(other, stop_timeout_s)
@@ -117,7 +117,7 @@ def _stop(where: Layout, timeout_s: int) -> None:
 
 
 def end(where: Layout, run_id: str) -> list[str]:
-    """After the burn-in's engine was taken away: end the sampler, remove the instance. Returns the instances to start again."""
+    """End the sampler and remove the burn-in's instance, whose engine is gone. Returns the instances to start again."""
     Sampler(evidence(where, run_id)).stop()
     left = read_json(state_file(where)) or {}
     if left.get("run_id") and left["run_id"] != run_id:

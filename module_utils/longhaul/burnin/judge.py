@@ -61,9 +61,9 @@ def judge(
     start_s: float | None = None,
     failure: str = "",
 ) -> tuple[Verdict, tuple[Check, ...]]:
-    """All findings, and the worst of them. What needs a GPU is not applicable without one.
+    """The verdict and all checks. Without a GPU, checks of GPUs are not applicable.
 
-    ``failure``: why it ended before there was a result; what could not be looked at then is not judged.
+    ``failure`` is why the burn-in ended before there was a result. What could not be measured by then is not judged.
     """
     hardware = [
         *_gpu_checks(loads, limits, on_gpu),
@@ -97,11 +97,11 @@ def with_burnin(
     allreduce: Mapping[str, Any] | None,
     start_s: float | None,
 ) -> RunResult:
-    """The run with its burn-in's findings; what did not pass is a reason of the run."""
+    """The run with its burn-in's checks. Each check that did not pass becomes a reason of the run."""
     reasons = tuple(
         Reason(c.verdict, f"burnin_{c.name.lower().replace('-', '')}", f"{c.name}: {c.found} (required: {c.required})")
         for c in checks
-        # The ladder's own reasons are there already.
+        # The run has the ladder's reasons already.
         if c.verdict is not None and c.verdict is not Verdict.PASS and c.name != "ladder"
     )
     facts = BurninFacts(tuple(checks), tuple(loads), allreduce, start_s)
@@ -167,7 +167,7 @@ def _gpu_checks(loads: Sequence[GpuLoad], limits: Limits, on_gpu: bool) -> list[
 
 def _throttling(load: GpuLoad, limits: Limits, required: str) -> Check:
     if load.throttled_samples is None:
-        # Not loaded, or a driver that does not say: the clocks themselves are judged anyway.
+        # Never under load, or the driver does not say. The clocks themselves are judged anyway.
         return Check("throttling", f"GPU {load.index}: not told", required, None)
     share = load.throttled_samples / load.loaded_samples
     words = f"GPU {load.index}: {load.throttled_samples} of {load.loaded_samples} samples"
@@ -212,7 +212,7 @@ def _allreduce(found: Mapping[str, Any] | None, limits: Limits) -> Check:
 
 
 def burnin_facts(run: RunResult) -> dict[str, Any]:
-    """The ``burnin`` section of the local facts, small enough for a fact: of a run that :func:`with_burnin` made."""
+    """The ``burnin`` section of the local facts, for a run that :func:`with_burnin` made."""
     facts = run.burnin
     if facts is None:
         raise ValueError("a run without a burn-in")

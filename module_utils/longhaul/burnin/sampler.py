@@ -1,4 +1,4 @@
-"""What nvidia-smi says of the GPUs while a burn-in runs: sampled once a second, and its full report before and after."""
+"""Record what nvidia-smi says during a burn-in: a sample per GPU and second, and its full report before and after."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ..host.state import SmiLog
 from ..results import GpuLoad
 
 SAMPLE_QUERY = "index,clocks.sm,clocks.max.sm,power.draw,temperature.gpu,utilization.gpu"
-# The driver's newer name first; either may be unknown to it.
+# The newer driver's name first; a driver may know only one of them.
 REASON_FIELDS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
-# Bits of nvmlClocksEventReasons (nvml.h). Those of _BAD mean that the card is not as fast as it was bought to be.
+# Bits of nvmlClocksEventReasons (nvml.h). Those of _BAD mean that the card is slower than it should be.
 _REASONS = {
     0x4: "sw_power_cap",
     0x8: "hw_slowdown",
@@ -35,9 +35,9 @@ LOADED_UTILIZATION = 50
 
 
 def parse_samples(text: str) -> tuple[GpuLoad, ...]:
-    """CSV of ``nvidia-smi --query-gpu=SAMPLE_QUERY[,a reason field] --format=csv,noheader,nounits`` -> one row a GPU.
+    """CSV of ``nvidia-smi --query-gpu=SAMPLE_QUERY[,a reason field] --format=csv,noheader,nounits`` -> one result per GPU.
 
-    Torn lines are left out: the sampler is ended in the middle of one.
+    Incomplete lines are left out: the sampler may be ended in the middle of one.
     """
     columns = SAMPLE_QUERY.count(",") + 1
     rows: dict[int, list[tuple[list[float | None], int | None]]] = {}
@@ -81,13 +81,13 @@ def _float(word: str) -> float | None:
 
 
 class Sampler:
-    """nvidia-smi once a second into a file, in a session of its own, ended by its own id (a module ends long before it)."""
+    """Runs nvidia-smi once a second and writes to a file. It outlives the module that starts it; ``stop`` ends it by its id."""
 
     def __init__(self, folder: Path) -> None:
         self.samples, self._pid_file = folder / "gpu.csv", folder / "sampler.json"
 
     def start(self) -> bool:
-        """Begin anew; False where there is no nvidia-smi."""
+        """Start sampling into an empty file. Returns False where there is no nvidia-smi."""
         self.stop()
         tool = shutil.which("nvidia-smi")
         self.samples.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ class Sampler:
         known = next((f for f in REASON_FIELDS if self._answers(tool, f)), None)
         query = f"{SAMPLE_QUERY},{known}" if known else SAMPLE_QUERY
         command = [tool, f"--query-gpu={query}", "--format=csv,noheader,nounits", "-l", "1"]
-        # Nobody waits for it: not a Popen, which would complain of that. Nothing of the caller's is held open by it.
+        # No Popen, which warns about a child that nobody waits for. The child keeps no file of the caller open.
         pid = os.posix_spawn(
             tool,
             command,
@@ -127,7 +127,7 @@ class Sampler:
             return
         pid = int(known["pid"])
         try:
-            # A pid is reused: end only what is what we began.
+            # The system reuses pids: end the process only if it is still the sampler.
             if b"--query-gpu=" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGTERM)
                 time.sleep(0.2)
@@ -136,12 +136,12 @@ class Sampler:
         self._pid_file.unlink(missing_ok=True)
 
     def read(self) -> tuple[GpuLoad, ...]:
-        """What was sampled."""
+        """What was sampled, per GPU."""
         return parse_samples(self.samples.read_text(encoding="utf-8", errors="replace")) if self.samples.exists() else ()
 
 
 def keep_smi_log(path: Path) -> SmiLog | None:
-    """Keep ``nvidia-smi -q -x`` in ``path``; ``None`` where it says nothing."""
+    """Write the report of ``nvidia-smi -q -x`` to ``path`` and return it; ``None`` where there is none."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None

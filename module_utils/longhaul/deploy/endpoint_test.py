@@ -1,7 +1,7 @@
-"""From a deployed spec and an operator's options to a validation run: what the Ansible module calls.
+"""Validate a deployed endpoint: what the module longhaul_validate calls.
 
-Gathers what only the host knows (GPU, driver, memory, the engine's own capacity figures) and hands everything to
-:func:`longhaul.validate.validate`.
+Gathers what only the host knows (GPUs, processor, the engine's own capacity figures) and turns the operator's options into a
+``ValidateConfig``.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def run_endpoint_test(
     layout: Layout | None,
     on_progress: Callable[[Progress], None],
 ) -> RunResult:
-    """Validate the endpoint that ``spec`` describes. ``remote``: we are not on the server's machine."""
+    """Validate the endpoint that ``spec`` describes. ``remote``: this is not the server's machine."""
     facts = (read_json(layout.facts_file) if layout else None) or {}
-    # Another address may be another server: its end says nothing of the engine that is deployed here.
+    # Another address may be another server: the log of the engine that is deployed here says nothing about it.
     ours = layout is not None and not remote and (url or spec.url).rstrip("/") == spec.url.rstrip("/")
     return validate(
         config_from_options(
@@ -145,7 +145,7 @@ def config_from_options(
 
 
 def points_from(options: Mapping[str, Any]) -> tuple[Point, ...]:
-    """The ladder: every length with every concurrency, shortest first, then the points of their own. No point twice."""
+    """The points to measure: every length with every concurrency, shortest first, then ``points``. No point comes twice."""
     output = int(options.get("output_tokens") or 200)
     points = [
         Point(int(length), output, int(concurrency))
@@ -163,7 +163,7 @@ def points_from(options: Mapping[str, Any]) -> tuple[Point, ...]:
 
 
 def environment(spec: Spec, detected: Sequence[DetectedGpu], remote: bool) -> dict[str, Any]:
-    """What a reader needs to place the figures. No secret, no path of the engine's key."""
+    """What a reader must know of spec and machine to judge the figures. Holds no secret and no path of a key."""
     settings = spec.document["settings"]
     return {
         "spec_id": spec.spec_id,

@@ -1,4 +1,4 @@
-"""The proof as facts: one JSON file an endpoint in Ansible's facts.d: deployed, planned, measured, verdict."""
+"""Local facts of an endpoint, one JSON file in Ansible's facts.d: what is deployed, planned and measured, and the verdict."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FACTS_SCHEMA = 1
 
 
 def deployed_section(spec: Spec, started: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The ``deployed`` section from a spec; ``started`` adds what the start showed (seconds, phases, capacity)."""
+    """The ``deployed`` section from a spec. ``started`` adds what the start showed: seconds, phases, capacity."""
     return {
         "spec_id": spec.spec_id,
         "instance": spec.instance,
@@ -36,9 +36,10 @@ def deployed_facts(
     planned: Mapping[str, Any] | None = None,
     drift: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Facts after a deployment. ``started``: the watcher's result; one that saw no start keeps what is known of the last.
+    """Facts after a deployment.
 
-    A verdict and figures that belong to another spec go: nobody has proven this one yet.
+    ``started`` is what the watch of the start returned. A watch that saw no start keeps what is known of the last one. A verdict
+    and figures of another spec are removed: nobody has proven this one yet.
     """
     old = before.get("deployed") or {}
     same = old.get("spec_id") == spec.spec_id
@@ -65,7 +66,7 @@ def deployed_facts(
 
 
 def verdict_section(run: RunResult) -> dict[str, Any]:
-    """The ``verdict`` section: the word, when, why, and which run holds the evidence."""
+    """The ``verdict`` section: verdict, time, reasons, and the run that holds the evidence."""
     return {
         "verdict": run.verdict.value,
         "run_id": run.run_id,

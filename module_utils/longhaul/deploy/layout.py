@@ -1,4 +1,4 @@
-"""Where things lie on a host. One place, so that playbooks, modules and the command line agree.
+"""The paths of an endpoint on its host. One place, so that playbooks, modules and the command line agree.
 
 ``home`` is shared by all endpoints of a machine; the state of an endpoint lies in it directly when the instance is
 called ``default`` and under ``instances/<name>`` otherwise.
@@ -44,7 +44,7 @@ class Layout:
 
     @property
     def earlier_spec(self) -> Path:
-        """What was deployed before the previous one: it is the previous one again where a roll to a third comes to nothing."""
+        """What was deployed before the previous one. It becomes the previous one again when a roll to a third spec fails."""
         return self.state / "spec" / "earlier.json"
 
     @property
@@ -63,7 +63,7 @@ class Layout:
         return self.state / "spec" / "running"
 
     def container_spec(self, spec_id: str) -> Path:
-        """A container's own copy of its spec: never rewritten, so a container that restarts is what it was."""
+        """A container's own copy of its spec. It is never rewritten: a container that restarts runs what it ran before."""
         return self.state / "spec" / "containers" / f"{spec_id}.json"
 
     @property
@@ -115,7 +115,7 @@ class Layout:
 
 
 def layout(home: str, instance: str = DEFAULT_INSTANCE) -> Layout:
-    """Check and build. UserError for a relative home, a bad instance name, or a home too long for a socket."""
+    """The layout of an endpoint. UserError for a relative home, a bad instance name, or a home too long for a socket."""
     if not home.startswith("/"):
         raise UserError(f"longhaul_home {home!r}", "an absolute path", "set longhaul_home, e.g. /opt/longhaul")
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", instance):

@@ -1,4 +1,4 @@
-"""Is a TCP port free, and if not, who holds it? Linux, from /proc; as far as this user may look."""
+"""Find out whether a TCP port is free, and who holds it. Reads /proc, as far as this user may."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PortHolder:
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Try to bind without SO_REUSEPORT: two engines of one user would otherwise share a port silently.
+    """Whether nobody listens on the port. Binds without SO_REUSEPORT: two engines of one user would share a port silently with it.
 
     UserError where nobody holds it and yet this user cannot listen there: a foreign address, a privileged port.
     """
@@ -58,7 +58,7 @@ def require_port_free(port: int, host: str) -> None:
 
 
 def port_taken(port: int, host: str, holder: PortHolder | None) -> UserError:
-    """What to say of a port that somebody else holds."""
+    """The error for a port that somebody else holds."""
     return UserError(
         f"port {port} on {host} is held by {holder or 'an unknown process'}",
         f"port {port} free",

@@ -59,7 +59,7 @@ def preflight_check(*needs: str) -> Callable[[Run], Run]:
 def whole_number(name: str, value: Any, least: int = 1) -> int | Finding:
     """``value`` as an integer of at least ``least``. Strings of digits count; booleans, fractions and suffixes do not.
 
-    Nor do more than 18 digits: nothing counted here comes near, and a slip of the hand should be named as such.
+    More than 18 digits are refused too: no size comes near, so that is a typing error.
     """
     text = str(value)
     if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < least:
@@ -70,7 +70,7 @@ def whole_number(name: str, value: Any, least: int = 1) -> int | Finding:
 
 @preflight_check("engine")
 def check_engine(options: Mapping[str, Any]) -> list[Finding]:
-    """Engine, version, runtime, sizes and settings; ``settings`` as for the spec. No host needed.
+    """Engine, version, runtime and settings are known, in bounds, and go together. No host needed.
 
     ``variables``: names of all ``engine_*`` variables of the host, of which each must be known.
     """
@@ -120,7 +120,7 @@ def out_of_bounds(setting: Setting, value: Any) -> Finding | None:
 
 @preflight_check("model_store")
 def check_model_store(options: Mapping[str, Any]) -> list[Finding]:
-    """Source, and what each source needs. No host needed."""
+    """The model's source is known and has what it needs. No host needed."""
     source = options.get("source")
     if source not in SOURCES:
         return [Finding(f"model_store_source {source!r}", "one of " + ", ".join(SOURCES), "set model_store_source")]
@@ -138,7 +138,7 @@ def check_model_store(options: Mapping[str, Any]) -> list[Finding]:
 
 @preflight_check("ladder")
 def check_ladder(options: Mapping[str, Any]) -> list[Finding]:
-    """The validation ladder against the context: the deployed server's where one is known, else the variable's. No host needed."""
+    """Every point of the ladder fits the context: the deployed server's where one is known, else the variable's. No host needed."""
     findings: list[Finding] = []
     deployed = options.get("deployed_context_tokens")
     context = options.get("context_tokens") if deployed is None else deployed
@@ -246,8 +246,11 @@ def shm_bytes(path: str = "/dev/shm") -> int | None:  # noqa: S108 - looked at, 
 
 
 def check_shm(options: Mapping[str, Any], host_bytes: int | None) -> list[Finding]:
-    """Shared memory for what the engine's processes say to each other. ``options``: engine, version, device, ranks (tensor x
-    pipeline parallel), and for the docker runtime ipc and shm_size."""
+    """The engine's processes have enough shared memory to exchange messages.
+
+    ``options``: engine, version, device, ranks (tensor x pipeline parallel), and for the docker runtime ipc and shm_size.
+    ``host_bytes`` is the host's shared memory, ``None`` where it is unknown.
+    """
     try:
         ranks, version = int(options.get("ranks") or 1), Version.parse(str(options.get("version") or ""))
     except (UserError, ValueError):
@@ -311,7 +314,7 @@ def check_own_shm(options: Mapping[str, Any]) -> list[Finding]:
 
 @preflight_check("compare")
 def check_compared_sets(options: Mapping[str, Any]) -> list[Finding]:
-    """The two sets of variables of a comparison."""
+    """The two sets of variables of a comparison differ only where they may."""
     return check_sets(options["files"], options["sets"])
 
 

@@ -1,11 +1,11 @@
-"""What a roll must remember on the host, so that a controller that was killed can be started again.
+"""Remember the state of a roll on the host, so that a roll whose controller was killed can go on.
 
-``spec/rolling.json`` is written before the current spec changes and removed when the new one is proven. It names what nobody
-has proven: the spec that the roll goes to, and the one it found, if that was never proven either. Such a spec is never kept
-as the previous one, and the next run proves it or goes back.
+``spec/rolling.json`` is written before the current spec changes and removed when the new one is proven. It names the
+specs that nobody has proven: the one that the roll goes to, and the one that it found, if that was never proven either. Such
+a spec is never kept as the previous one. The next run proves it or goes back.
 
-``previous.json`` is the last *other* proven spec. While a roll goes on it is what was current when the roll began, and what was
-previous until then waits in ``earlier.json``: where the roll ends at what it began with, it is the previous one again.
+``previous.json`` is the last proven spec that is not the current one. During a roll it is the spec that was current before, and
+the one that was previous before waits in ``earlier.json``. If the roll goes back, that one becomes the previous one again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def unproven(where: Layout) -> str | None:
 
 
 def is_unproven(where: Layout, spec_id: str) -> bool:
-    """Whether a spec is one that a roll went to and nobody has proven since."""
+    """Whether a roll went to this spec and nobody has proven it since."""
     marker = read_json(where.rolling_file) or {}
     return spec_id in (marker.get("spec_id"), marker.get("found"))
 

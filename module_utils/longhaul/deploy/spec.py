@@ -1,4 +1,4 @@
-"""The spec of an endpoint: everything needed to start it, nothing secret. ``current.json`` and ``previous.json``.
+"""The spec of an endpoint: everything that is needed to start it, and no secret. On disk: ``current.json``, ``previous.json``.
 
 ``Spec`` is what the other rooms read; ``Spec.document`` is what lies on disk. ``render_spec`` is pure. ``store_spec`` keeps the
 last different spec as ``previous`` and replaces ``current`` atomically, so that one complete spec is on disk at every instant.
@@ -25,7 +25,7 @@ from .layout import Layout
 from .rolling import begin, is_unproven, keep_as_previous, settle
 
 SPEC_SCHEMA = "longhaul.spec/1"
-# A model's identity must not depend on who wrote it or when.
+# The id is computed from everything but itself.
 UNHASHED = ("spec_id",)
 
 
@@ -65,7 +65,7 @@ class Spec:
 
     @classmethod
     def parse(cls, document: Mapping[str, Any], source: str) -> Spec:
-        """A spec from its JSON. UserError that names ``source`` where the document is damaged or none of ours."""
+        """A spec from its JSON. UserError that names ``source`` where the document is damaged or not a spec of Longhaul."""
         if document.get("schema") != SPEC_SCHEMA:
             raise UserError(f"{source} has schema {document.get('schema')!r}", SPEC_SCHEMA, "deploy again with this release")
         for name, (kind, word) in _PARTS.items():
@@ -75,7 +75,7 @@ class Spec:
                 raise UserError(f"{source} has {said}", word, f"move {source} away and deploy again")
         known = {f.name for f in dataclasses.fields(EngineSettings)}
         try:
-            # A setting of a newer release is nothing that this one could act on; the document keeps it.
+            # This release cannot act on a setting of a newer one. The document keeps it.
             settings = settings_from({k: v for k, v in document["settings"].items() if k in known})
         except (UserError, TypeError) as error:
             said = error.found if isinstance(error, UserError) else str(error)
@@ -190,7 +190,7 @@ def store_spec(where: Layout, spec: Spec, *, dry_run: bool = False) -> tuple[boo
             settle(where)
         return False, before
     if not dry_run:
-        # A spec that a roll began with and never proved is nothing to return to.
+        # A rollback must not return to a spec that was never proven.
         doubtful = before is not None and is_unproven(where, before.spec_id)
         begin(where, spec.spec_id)
         if before is not None and not doubtful:
@@ -203,7 +203,7 @@ def store_spec(where: Layout, spec: Spec, *, dry_run: bool = False) -> tuple[boo
 def restore_previous(where: Layout, *, dry_run: bool = False) -> tuple[Spec, Spec | None]:
     """Swap current and previous (so that a rollback can be rolled back). Returns (now current, what was current).
 
-    A current spec that nobody proved is left, not swapped: there is nothing to return to in it.
+    A current spec that nobody has proven does not become the previous one: a rollback must not return to it.
     """
     previous = load_spec(where, "previous")
     before = load_spec(where)

@@ -1,6 +1,6 @@
-"""Watch an engine start: follow its log, name the phases, see its death within a second, say why it died, then or later.
+"""Watch an engine start: follow its log, name the phases, notice its death within a second and say why it died.
 
-Used for both runtimes: what differs (is the process alive? where is the log?) comes in as functions.
+The runtime hands over what differs between runtimes, as functions: whether the process lives, and what it logs.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def watch_start(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> StartOutcome:
-    """Follow one start until it is ready, dead or late. ``alive`` turns False the moment the first process is gone.
+    """Follow one start until it is ready, dead or late. ``alive`` turns False when the first process is gone.
 
     Ready means: the process lives, the health path answers 200, and /v1/models lists a model.
     """
@@ -136,7 +136,7 @@ def watch_start(
             if phase is not None and phase is not current:
                 current = phase
                 phases.append((phase.value, round(clock() - began, 1)))
-                # The log's word for readiness comes before the server answers: said once, when it does.
+                # The log says ready before the server answers. It is said once, when the server does.
                 if phase is not Phase.READY:
                     say(f"{phase.value} ({clock() - began:.0f} s)")
                     spoken = clock()
@@ -159,7 +159,7 @@ def watch_start(
                 say(f"{Phase.READY.value} ({clock() - began:.0f} s)")
                 capacity = adapter.capacity_from_log(lines)
                 if lines:
-                    # Of a start that was not watched nothing is claimed: what is known of the last one stays.
+                    # Without lines the start was not watched: what is known of the last one stays.
                     capacity = capacity.filled_from(adapter.capacity_from_metrics(http_text(url + adapter.metrics_path)))
                 return StartOutcome(True, clock() - began, tuple(phases), capacity, served)
         if elapsed > timeout_s:

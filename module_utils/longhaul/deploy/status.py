@@ -1,4 +1,4 @@
-"""Day two: what is deployed, is it healthy, what was its last verdict and how old is that, how full is the KV cache."""
+"""The status of an endpoint: what is deployed, its health, its last verdict and that one's age, KV cache use and requests."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def endpoint_status(where: Layout, now_unix_s: float | None = None) -> EndpointS
 def _as_of_now(spec: Spec, adapter: EngineAdapter, gauges: Counters) -> Counters:
     """What the engine says of its load now, in place of gauges that lag; where it does not say, the gauges."""
     key = None
-    with contextlib.suppress(UserError, ValueError):  # the engine's own file: who asks for the status may not read it
+    with contextlib.suppress(UserError, ValueError):  # who asks for the status may not be allowed to read the engine's own key
         key = read_api_key(spec, None, remote=False)
     for path in adapter.load_paths:
         with contextlib.suppress(ValueError):

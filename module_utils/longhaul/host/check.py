@@ -60,12 +60,12 @@ class Expected:
 
 
 def expected_from(promises: Mapping[str, Any]) -> Expected:
-    """``Expected`` from an inventory's words; empty values promise nothing. Raises UserError for what it does not know."""
+    """An inventory's expectations. Empty values promise nothing. UserError for an unknown name or a value that does not fit."""
     given = options_for(Expected, promises, prefix="", what="an expectation", fix="correct gpu_driver_expected")
     return Expected(**given)
 
 
-# What must be there for a check to say anything: nothing, an NVIDIA device, or a driver that answers.
+# What a check needs before it can judge: nothing, an NVIDIA device, or a driver that answers.
 Needs = Literal["nothing", "nvidia", "driver"]
 Judge = Callable[[HostState, Expected], Outcome]
 
@@ -79,7 +79,7 @@ class HostCheck:
     judge: Judge
 
     def __call__(self, state: HostState, expected: Expected) -> Check:
-        """The check's outcome, or that it was skipped for want of what it needs."""
+        """The check's outcome; skipped where what it needs is missing."""
         if self.needs != "nothing" and not state.has_nvidia:
             outcome = Outcome(SKIPPED, "no NVIDIA device on the PCI bus", "a GPU to look at")
         elif self.needs == "driver" and state.smi is None:

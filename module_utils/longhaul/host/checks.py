@@ -1,4 +1,4 @@
-"""Is this host fit to serve? Every check of it, the worst of them, and the facts that are kept."""
+"""All checks of a host together: run them, find the worst status, make facts of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def worst(checks: Sequence[Check]) -> str:
 
 
 def as_facts(state: HostState, checks: Sequence[Check]) -> dict[str, Any]:
-    """Plain data for Ansible: what is there, the checks, the worst of them; nothing that changes from run to run by itself."""
+    """Facts for Ansible: devices, driver, GPUs, checks and the worst status. Nothing in them changes without a cause."""
     smi = state.smi
     return {
         "nvidia": state.has_nvidia,

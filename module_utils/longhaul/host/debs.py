@@ -1,4 +1,4 @@
-"""Debian package files from a folder: which of them a host still needs. For hosts without a repository."""
+"""Find which Debian package files of a folder a host still needs. For hosts without a repository."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def parse_deb(path: str, text: str) -> Deb:
 
 
 def parse_installed(text: str) -> dict[str, str]:
-    """The answer of ``dpkg-query -W``: name -> version, of those that are really installed (``ii``, ``hi``)."""
+    """The answer of ``dpkg-query -W``: name -> version, of those that are installed (``ii``, ``hi``)."""
     found = {}
     for line in text.splitlines():
         name, _, rest = line.partition("\t")

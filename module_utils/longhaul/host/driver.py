@@ -1,4 +1,4 @@
-"""Which packages make a data-center driver on which system, pinned to one version. Pure: names in, names out.
+"""Name the packages of a data-center driver for a system, pinned to one version. Pure.
 
 Package names: NVIDIA's own repository as in its Driver Installation Guide (r580-r620: compute-only systems, version locking,
 the renames of branch 590 on Ubuntu); Ubuntu's and Debian's own archives as their package lists show them. The fabric manager

@@ -1,8 +1,8 @@
-"""Merge settings into a JSON file that others write too, without taking anything of theirs away.
+"""Merge settings into a JSON file that others write too, and leave what they wrote.
 
-Three hands write such a file (``daemon.json`` is the example): the operator by hand, other tools, and we. So there are two
-strengths. A *default* is set only where the file says nothing. A *value* is always set. What we set is remembered
-(``owned``), so that a later run can change or withdraw it, and nothing else. Lists are joined: theirs first, then ours.
+The operator, other tools and Longhaul all write such a file, for example ``daemon.json``. So there are two kinds of settings.
+A *default* is set only where the file says nothing. A *value* is always set. What Longhaul set is remembered (``owned``), so
+that a later run can change or withdraw it, and nothing else. Lists are joined: theirs first, then ours.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def parse_hugepages(meminfo: str) -> tuple[int, int]:
 
 
 def read_host() -> HostState:
-    """Ask this machine. Starts ``nvidia-smi`` and friends only where there is something of NVIDIA's."""
+    """The state of this machine. Starts NVIDIA's tools only where the PCI bus shows an NVIDIA device."""
     pci = nvidia_devices()
     pages, page_bytes = parse_hugepages(_read(Path("/proc/meminfo")))
     shm = Path("/dev/shm")  # noqa: S108 - the mount itself is what is looked at

@@ -1,7 +1,7 @@
-"""The docker runtime as data: what an operator wants of a container -> the body of Docker's ``POST /containers/create``.
+"""The docker runtime as data: from an operator's options to the body of Docker's ``POST /containers/create``. Pure.
 
-Pure. Every path that the engine's argv names (model, key file) is mounted at its own path, so that one argv and one set of
-settings serve both runtimes. No secret is in the body: keys are files, read by the launcher inside the container.
+Every path that the engine's argv names (model, key file) is mounted at its own path, so that one argv and one set of
+settings work in both runtimes. No secret is in the body: keys are files, read by the launcher inside the container.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ LABEL_SPEC = "longhaul.spec_id"
 GPU_ACCESS = ("device_request", "cdi", "none")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _SIZE = re.compile(r"(\d+)\s*([kmgt]?)i?b?", re.IGNORECASE)
-# What a server of this kind compiles or downloads once and must not lose with its container: folder in the cache -> place
-# inside. Both images run as root with HOME=/root.
+# What an engine compiles or downloads once and must keep when its container goes: folder in the cache -> place inside. Both
+# images run as root with HOME=/root.
 CACHES = {"cache": "/root/.cache", "triton": "/root/.triton"}
 
 
@@ -118,7 +118,7 @@ def host_folders(spec: Spec) -> list[str]:
 
 
 def reference(settings: ContainerSettings) -> str:
-    """The image as Docker is asked for it: by digest where the registry's is known, else by tag."""
+    """The image's name for Docker: with the registry's digest where it is known, else with the tag."""
     return f"{settings.image}@{settings.digest}" if settings.digest else settings.image
 
 
@@ -155,7 +155,7 @@ def create_body(spec: Spec, *, endpoint: str, spec_file: str, launcher: str) -> 
         "DeviceRequests": _gpu_requests(settings, spec.settings.device),
         "Devices": [{"PathOnHost": d, "PathInContainer": d, "CgroupPermissions": "rwm"} for d in settings.devices],
     }
-    # A size of its own means nothing where the host's /dev/shm is shared.
+    # Where the host's /dev/shm is shared there is no size to set.
     if settings.shm_size and settings.ipc != "host":
         host["ShmSize"] = size_bytes("engine_container_shm_size", settings.shm_size)
     return {
@@ -195,7 +195,7 @@ def _gpu_requests(settings: ContainerSettings, device: str) -> list[dict[str, An
 
 
 def as_options(settings: ContainerSettings) -> dict[str, Any]:
-    """For the spec on disk: plain JSON values that :func:`container_from` reads back to the same settings."""
+    """The settings as plain JSON values for the spec; :func:`container_from` reads them back to the same settings."""
     return {
         name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
         for name, value in ((f.name, getattr(settings, f.name)) for f in dataclasses.fields(settings))

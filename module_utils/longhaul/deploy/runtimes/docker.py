@@ -91,7 +91,7 @@ class DockerRuntime:
         return bool(self._running())
 
     def owns_port(self, spec: Spec | None, port: int, holder: PortHolder | None) -> bool:
-        """Whether what is deployed is a container on that port. Its process is another user's: the holder says nothing."""
+        """Whether what is deployed is a container on that port. Docker runs it as another user, so ``holder`` is unknown."""
         return spec is not None and spec.runtime == self.name and spec.settings.port == port
 
     # Changing
@@ -103,7 +103,7 @@ class DockerRuntime:
     def start(self, spec: Spec, stop_timeout_s: int, *, restart: bool = False) -> Started:
         """Make the container of ``spec`` the one that runs.
 
-        It is made before the other is stopped: one that Docker refuses to make costs the endpoint nothing.
+        The container is made before the other is stopped: if Docker refuses to make it, the endpoint serves on.
         """
         running = self._running()
         if not running:
@@ -156,7 +156,7 @@ class DockerRuntime:
         self.docker.call("POST", f"/containers/{container}/rename?name={urllib.parse.quote(name)}")
 
     def stop(self, timeout_s: int) -> bool:
-        """Stop every container. One stopped so stays down, also when the daemon restarts."""
+        """Stop every container. They stay down, also when the daemon restarts."""
         running = self._running()
         for found in running:
             self.docker.call(
@@ -185,7 +185,7 @@ class DockerRuntime:
     # Logs
 
     def watch(self, spec: Spec, log_position: int, stop_timeout_s: int = 30) -> Watched:
-        """The container that runs now. It knows when it began: ``log_position`` is not needed."""
+        """The container that runs now. Docker knows when it began, so ``log_position`` is not used."""
         first = self.state(spec)
 
         def alive() -> bool:
@@ -215,8 +215,8 @@ class DockerRuntime:
     def run_script(self, spec: Spec, script: str, words: Sequence[str], timeout_s: float) -> ScriptEnd:
         """Run it in a container like the engine's: image, GPUs, shared memory, limits and mounts are those of the spec.
 
-        It carries the endpoint's label, so that removing the endpoint removes it should this be cut short. Of the caller's
-        environment it gets what NCCL and PyTorch's symmetric memory read.
+        It carries the endpoint's label: if this run is cut short, removing the endpoint removes it. It gets those variables of
+        the caller's environment that NCCL and PyTorch's symmetric memory read.
         """
         path = self.where.state / "script.py"
         write_atomic(path, script)
@@ -253,7 +253,7 @@ class ContainerLog:
 
     def __init__(self, runtime: DockerRuntime, spec_id: str, since_unix_s: float) -> None:
         self._runtime, self._spec_id = runtime, spec_id
-        # The daemon cuts at full precision; a hair earlier loses nothing.
+        # The daemon cuts at full precision: ask for a millisecond more, so that no line is lost.
         self._since, self._last = f"{max(0.0, since_unix_s - 0.001):.9f}", ""
 
     def __call__(self) -> list[str]:

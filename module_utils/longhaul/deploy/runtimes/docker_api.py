@@ -39,7 +39,7 @@ def _advice(said: str) -> tuple[str, str]:
 
 
 class Docker:
-    """The daemon behind a socket. Waits a while for one that is being restarted."""
+    """The daemon behind a socket. Waits ``patience_s`` for one that is being restarted."""
 
     def __init__(self, path: str = SOCKET, patience_s: float = PATIENCE_S) -> None:
         self.path, self.patience_s = path, patience_s
@@ -89,10 +89,10 @@ class Docker:
 
 
 def find_image(docker: Docker, image: str, digest: str | None) -> dict[str, Any]:
-    """Is the image here? ``{"present", "image_id", "digest"}``; a digest counts as a registry's digest or as the image's own id."""
+    """What this daemon has of an image: ``{"present", "image_id", "digest"}``. ``digest`` may be a registry's or the image's own id."""
     found = docker.image(f"{image}@{digest}" if digest else image)
     if found is None and digest:
-        # One that was loaded from a file has no registry's digest: its id is the only pin it can carry.
+        # An image that was loaded from a file has no registry's digest. Only its own id can pin it.
         found = docker.image(image)
         if found is not None and found["Id"] != digest:
             found = None

@@ -69,9 +69,9 @@ files = conf.d/*.ini
 
 
 def program_config(where: Layout, stop_timeout_s: int) -> str:
-    """The endpoint's program. No retry of a start: a start that fails must fail at once, with its own words.
+    """The endpoint's program. A start is not retried: one that fails must fail at once, with its own message.
 
-    ``autorestart``: an engine that was up and died comes back by itself; the one that is being started is watched.
+    ``autorestart``: an engine that was up and died is started again. One that is being started is watched.
     """
     python = where.supervisor / "env" / "bin" / "python"
     # This one value is expanded twice (supervisor/options.py, processes_from_section, 4.3.0).
@@ -100,13 +100,13 @@ def _literal(path: Path) -> str:
 
 
 def _quote(text: str) -> str:
-    # In a command it splits words as a shell does, besides.
+    # It also splits a command into words, as a shell does.
     text = text.replace("%", "%%")
     return '"' + text.replace('"', '\\"') + '"' if any(c in text for c in " \t\"'") else text
 
 
 class Supervisor:
-    """supervisord of one home. All waits are bounded."""
+    """supervisord of one home, and this endpoint's program. Every wait ends."""
 
     def __init__(self, where: Layout) -> None:
         self.where = where
@@ -116,7 +116,7 @@ class Supervisor:
         return proxy.supervisor
 
     def running(self) -> bool:
-        """Does supervisord answer?"""
+        """Whether supervisord answers."""
         try:
             return bool(self._rpc().getState()["statename"] == "RUNNING")
         except (OSError, http.client.HTTPException, xmlrpc.client.Error):
@@ -130,11 +130,11 @@ class Supervisor:
         config = self.where.supervisor / "supervisord.conf"
         if not binary.exists():
             raise UserError(f"no {binary}", "supervisord installed by the engine role", "run ansible-playbook deploy.yml")
-        # A clean environment: what the operator's shell holds (tokens, proxies, virtualenv) is no business of the engine's.
+        # A clean environment: the engine must not see the tokens, proxies and virtualenv of the operator's shell.
         environment = {
             k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME")
         }
-        # An own session, so that it outlives the SSH connection (or the async job) that started it.
+        # A session of its own, so that it outlives the SSH connection (or the async job) that started it.
         begun = subprocess.run(
             [str(binary), "-c", str(config)],
             env=environment,
@@ -147,7 +147,7 @@ class Supervisor:
             timeout=timeout_s,
         )
         if begun.returncode != 0:
-            # It says why on the terminal only, so ask again in the foreground; a bad configuration ends at once.
+            # It says why on its terminal only: start it again in the foreground, where a bad configuration ends it at once.
             why = subprocess.run(
                 [str(binary), "-n", "-c", str(config)],
                 env=environment,
@@ -179,7 +179,7 @@ class Supervisor:
         )
 
     def load_programs(self) -> None:
-        """Make supervisord take up added, changed and removed files of conf.d, without touching the others."""
+        """Make supervisord read added, changed and removed files of conf.d. Other programs run on."""
         rpc = self._rpc()
         added, changed, removed = rpc.reloadConfig()[0]
         for name in removed + changed:
@@ -215,7 +215,7 @@ class Supervisor:
     def give_up(self, timeout_s: float) -> bool:
         """Stop a program whose start failed; returns whether there was a process.
 
-        It may be between two lives just now (exited, about to be started again).
+        It may have exited and be about to start again, so this looks for three seconds.
         """
         end = time.monotonic() + 3
         while time.monotonic() < end:
