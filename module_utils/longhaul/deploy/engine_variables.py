@@ -14,6 +14,7 @@ from typing import Any
 from ..engines.registry import DEFAULT_ENGINE, takers_note
 from ..engines.settings import PREFIX, SECTIONS, SETTINGS, Compare, Section, Setting
 from ..errors import Finding
+from .runtimes.registry import RUNTIMES
 
 # Names with the role's prefix that no operator sets: what its tasks hand to playbooks.
 RESULTS = ("engine_status",)
@@ -317,12 +318,13 @@ NAMES: frozenset[str] = frozenset(row.name for row in VARIABLES)
 def setting_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """A host's ``engine_*`` variables -> options of :func:`engines.settings.settings_from`.
 
-    A process sees only the endpoint's GPUs through its environment; a container is given them.
+    The runtime says which environment variables limit the engine to the endpoint's GPUs.
     """
     found = {s.name: chosen[s.variable] for s in SETTINGS if s.variable in chosen}
     gpus = chosen.get("engine_gpus")
-    if gpus and chosen.get("engine_device") == "cuda" and chosen.get("engine_runtime") == "process":
-        found["extra_env"] = {**(found.get("extra_env") or {}), "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
+    kind = RUNTIMES.get(str(chosen.get("engine_runtime")))
+    if gpus and chosen.get("engine_device") == "cuda" and kind is not None and (limited := kind.gpu_env(list(map(str, gpus)))):
+        found["extra_env"] = {**(found.get("extra_env") or {}), **limited}
     return found
 
 

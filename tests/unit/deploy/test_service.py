@@ -63,6 +63,10 @@ class MadeUp:
     def host_python(spec: Spec) -> str | None:
         return None
 
+    @staticmethod
+    def gpu_env(gpus: Sequence[str]) -> dict[str, str]:
+        return {}
+
     def configure(self, stop_timeout_s: int, *, dry_run: bool = False) -> tuple[FileChange, ...]:
         if self.host.files and not dry_run:
             self._do("configure")

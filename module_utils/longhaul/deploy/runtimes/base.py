@@ -99,6 +99,10 @@ class Runtime(Protocol):
     def host_python(spec: Spec) -> str | None:
         """The interpreter with the engine's packages, where this host can run it without the engine's surroundings."""
 
+    @staticmethod
+    def gpu_env(gpus: Sequence[str]) -> dict[str, str]:
+        """Environment variables that limit an engine to these NVIDIA GPUs; none where the runtime limits it otherwise."""
+
     def configure(self, stop_timeout_s: int, *, dry_run: bool = False) -> tuple[FileChange, ...]:
         """Write what the runtime needs before any start. Returns what changed."""
 

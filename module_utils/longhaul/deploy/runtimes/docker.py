@@ -60,6 +60,11 @@ class DockerRuntime:
         """None: the engine's packages are in its image."""
         return None
 
+    @staticmethod
+    def gpu_env(gpus: Sequence[str]) -> dict[str, str]:
+        """None: a container is given its GPUs and sees no others."""
+        return {}
+
     # Looking
 
     def _all(self) -> list[dict[str, Any]]:

@@ -47,6 +47,11 @@ class ProcessRuntime:
         """The interpreter that argv starts with."""
         return spec.argv[0]
 
+    @staticmethod
+    def gpu_env(gpus: Sequence[str]) -> dict[str, str]:
+        """A process sees every GPU of the host, unless its environment says otherwise."""
+        return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+
     def configure(self, stop_timeout_s: int, *, dry_run: bool = False) -> tuple[FileChange, ...]:
         """supervisord's configuration and the endpoint's program."""
         return self.supervisor.write_config(stop_timeout_s, dry_run=dry_run)
