@@ -46,26 +46,27 @@ def run_playbook(
     inventory: str | Path = "inventory/local",
     cmdline: str = "",
     timeout_s: int = 1500,
+    root: Path = ROOT,
 ) -> Outcome:
-    """Run one playbook of this repository to its end; never raises for a failed run."""
+    """Run one playbook to its end; never raises for a failed run. ``root``: this repository, or a changed copy of it."""
     private = Path(tempfile.mkdtemp(prefix="lh-runner-"))
     try:
         done = ansible_runner.run(
             private_data_dir=str(private),
-            project_dir=str(ROOT),
+            project_dir=str(root),
             playbook=playbook,
-            inventory=str(ROOT / inventory) if not str(inventory).startswith("/") else str(inventory),
+            inventory=str(root / inventory) if not str(inventory).startswith("/") else str(inventory),
             extravars=dict(extravars),
             cmdline=cmdline or None,
             quiet=True,
             timeout=timeout_s,
             suppress_env_files=True,
             envvars={
-                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+                "ANSIBLE_CONFIG": str(root / "ansible.cfg"),
                 "ANSIBLE_NOCOLOR": "1",
                 "ANSIBLE_HOST_KEY_CHECKING": "True",
                 # ansible-runner sets this for its own plugin; ours is added, or the summary would be missing.
-                "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "plugins/callback"),
+                "ANSIBLE_CALLBACK_PLUGINS": str(root / "plugins/callback"),
                 # The interpreter's own ansible-playbook, also where nobody activated the environment.
                 "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             },
