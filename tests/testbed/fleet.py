@@ -126,8 +126,8 @@ class Fleet:
         return play.play(playbook, self.inventory, *words, timeout_s=timeout_s)
 
     def running_tag(self, host: Host) -> str:
-        """Which image serves on a host: the tag that stands in the container's environment."""
-        return host.run("docker exec longhaul-default printenv STANDIN_IMAGE_TAG", check=False).stdout.strip()
+        """Which image serves on a host: the tag that stands in the container's environment; ``none`` where no container runs."""
+        return host.run("docker exec longhaul-default printenv STANDIN_IMAGE_TAG || echo none").stdout.strip()
 
     def tags(self) -> list[str]:
         """``running_tag`` of all hosts."""
@@ -139,7 +139,7 @@ class Fleet:
 
     def started_at(self, host: Host) -> str:
         """Changes exactly when the serving container was started again."""
-        return host.run("docker inspect -f '{{.Id}} {{.State.StartedAt}}' longhaul-default", check=False).stdout.strip()
+        return host.run("docker inspect -f '{{.Id}} {{.State.StartedAt}}' longhaul-default || echo none").stdout.strip()
 
     def spec(self, host: Host, which: str = "current") -> dict[str, Any]:
         """A spec as it lies on a host."""
