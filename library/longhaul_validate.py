@@ -77,7 +77,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
             "out_dir": options["out_dir"],
         }
     run = run_endpoint_test(
-        Spec.parse(options["spec"], "option spec"),
+        Spec.parse(options["spec"], "the option spec"),
         options["options"],
         name=options["name"],
         run_id=options["run_id"],

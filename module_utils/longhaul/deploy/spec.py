@@ -68,22 +68,19 @@ class Spec:
         """A spec from its JSON. UserError that names ``source`` where the document is damaged or not a spec of Longhaul."""
         if document.get("schema") != SPEC_SCHEMA:
             raise UserError(f"{source} has schema {document.get('schema')!r}", SPEC_SCHEMA, "deploy again with this release")
+        fix = f"move {source} away and deploy again" if source.startswith("/") else "deploy again"
         for name, (kind, word) in _PARTS.items():
             value = document.get(name)
             if not isinstance(value, kind) and not (value is None and name in _OPTIONAL):
                 said = f"{name} {value!r:.60}" if name in document else f"no {name}"
-                raise UserError(f"{source} has {said}", word, f"move {source} away and deploy again")
+                raise UserError(f"{source} has {said}", word, fix)
         known = {f.name for f in dataclasses.fields(EngineSettings)}
         try:
             # This release cannot act on a setting of a newer one. The document keeps it.
             settings = settings_from({k: v for k, v in document["settings"].items() if k in known})
         except (UserError, TypeError) as error:
             said = error.found if isinstance(error, UserError) else str(error)
-            raise UserError(
-                f"{source} has unusable settings ({said})",
-                "the settings that Longhaul wrote",
-                f"move {source} away and deploy again",
-            ) from error
+            raise UserError(f"{source} has unusable settings ({said})", "the settings that Longhaul wrote", fix) from error
         return cls(
             spec_id=document["spec_id"],
             instance=document["instance"],
