@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import re
@@ -301,6 +302,12 @@ class CallbackModule(DefaultCallback):
         while not self._ended.wait(1.0):
             self._screen.tick()
 
+    def _leave(self) -> None:
+        self._ended.set()
+        if os.getpid() == self._process:
+            with self._screen.lock:
+                self._screen.clear()
+
     # --- plays, steps, tasks ---
 
     @unless_verbose
@@ -308,6 +315,8 @@ class CallbackModule(DefaultCallback):
         """The run begins."""
         self._display.display = self._shown
         threading.Thread(target=self._watch, daemon=True).start()
+        # Interrupted, a run ends without its statistics.
+        atexit.register(self._leave)
 
     @unless_verbose
     def v2_playbook_on_play_start(self, play: Any) -> None:
