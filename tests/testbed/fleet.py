@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import threading
@@ -164,14 +165,15 @@ class Client:
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
-        self.answers: dict[str, list[tuple[float, bool]]] = {host.name: [] for host in fleet.hosts}
+        self.answers: dict[str, list[tuple[float, float, bool]]] = {host.name: [] for host in fleet.hosts}
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(host,), daemon=True) for host in fleet.hosts]
 
     def _ask(self, host: Host) -> None:
         while not self._stop.is_set():
             begun = time.monotonic()
-            self.answers[host.name].append((begun, self.fleet.ask(host)))
+            good = self.fleet.ask(host)
+            self.answers[host.name].append((begun, time.monotonic(), good))
             self._stop.wait(max(0.0, 0.5 - (time.monotonic() - begun)))
 
     def __enter__(self) -> Client:
@@ -184,13 +186,18 @@ class Client:
         for thread in self._threads:
             thread.join(timeout=10)
 
+    def longest_pause_s(self) -> float:
+        """The longest time in which nobody asked some host. A request that was answered shows that its server lived throughout."""
+        pairs = (pair for answers in self.answers.values() for pair in itertools.pairwise(answers))
+        return max(later[0] - earlier[1] for earlier, later in pairs)
+
     def away(self) -> dict[str, list[tuple[float, float]]]:
         """Host -> times without an answer, from the first failed request to the last in a row."""
         spans: dict[str, list[tuple[float, float]]] = {}
         for name, answers in self.answers.items():
             found: list[tuple[float, float]] = []
             before = True
-            for when, good in answers:
+            for when, _, good in answers:
                 if not good:
                     found = [*found, (when, when)] if before else [*found[:-1], (found[-1][0], when)]
                 before = good
