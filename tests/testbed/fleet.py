@@ -147,7 +147,7 @@ class Fleet:
         found: dict[str, Any] = json.loads(host.read(f"/opt/longhaul/spec/{which}.json"))
         return found
 
-    def ask(self, host: Host, timeout_s: float = 5) -> bool:
+    def ask(self, host: Host, timeout_s: float = 20) -> bool:
         """One completion."""
         body = json.dumps({"model": "scout-mini", "prompt": [1, 2, 3], "max_tokens": 2, "stream": True}).encode()
         request = urllib.request.Request(host.url(PORT) + "/v1/completions", data=body)
@@ -184,7 +184,7 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(timeout=10)
+            thread.join(timeout=30)
 
     def longest_pause_s(self) -> float:
         """The longest time in which nobody asked some host. A request that was answered shows that its server lived throughout."""
