@@ -14,6 +14,7 @@ from typing import Any
 from ..engines.registry import DEFAULT_ENGINE, takers_note
 from ..engines.settings import PREFIX, SECTIONS, SETTINGS, Compare, Section, Setting
 from ..errors import Finding
+from .runtimes.container import GPU_ACCESS
 from .runtimes.registry import RUNTIMES
 
 # Names with the role's prefix that no operator sets: what its tasks hand to playbooks.
@@ -104,7 +105,7 @@ _OTHERS: tuple[Variable, ...] = (
         "What",
         "How the engine runs: process (a virtual environment under supervisord) or docker.",
         "docker",
-        choices=("process", "docker"),
+        choices=tuple(RUNTIMES),
     ),
     Variable("engine_force_restart", "What", "Start the engine again although nothing changed.", False),
     Variable(
@@ -267,7 +268,7 @@ _OTHERS: tuple[Variable, ...] = (
         "gpu_access",
         "How the container gets its GPUs: device_request (NVIDIA's runtime hook), cdi or none.",
         "device_request",
-        choices=("device_request", "cdi", "none"),
+        choices=GPU_ACCESS,
     ),
     _container("cap_drop", "Capabilities taken away.", ["ALL"]),
     _container("cap_add", "Capabilities given back, such as [IPC_LOCK] for RDMA.", []),
