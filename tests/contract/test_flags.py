@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from longhaul.engines.diagnosis import Phase
 from longhaul.engines.registry import get_engine
-from longhaul.engines.settings import EngineSettings
+from longhaul.engines.settings import SETTINGS as DECLARED
+from longhaul.engines.settings import EngineSettings, Setting
 from longhaul.engines.sglang.adapter import API_KEY_ENV
 from longhaul.engines.sglang.log import ENGINE_FAILURES as SGLANG_FAILURES
 from longhaul.engines.vllm.log import ENGINE_FAILURES as VLLM_FAILURES
@@ -47,32 +48,39 @@ def real(engine: str, version: str) -> Registry:
         pytest.skip(f"the wheel cannot be fetched here: {exc}")
 
 
-SETTINGS = st.fixed_dictionaries(
-    {
-        "context_tokens": st.integers(1, 12_000_000),
-        "device": st.sampled_from(["cuda", "rocm", "cpu"]),
-        "tensor_parallel": st.sampled_from([1, 2, 8]),
-        "pipeline_parallel": st.sampled_from([1, 2]),
-        "gpu_memory_utilization": st.none() | st.floats(0.1, 0.99),
-        "kv_cache_dtype": st.sampled_from(["auto", "fp8", "fp8_e4m3"]),
-        "dtype": st.sampled_from(["auto", "bfloat16"]),
-        "quantization": st.sampled_from([None, "fp8"]),
-        "load_format": st.sampled_from(["auto", "dummy", "runai_streamer"]),
-        "hybrid_kv": st.sampled_from(["on", "off", "default"]),
-        "prefix_caching": st.sampled_from([None, True, False]),
-        "max_num_batched_tokens": st.none() | st.integers(512, 65_536),
-        "block_size_tokens": st.none() | st.sampled_from([1, 16, 64, 128, 144]),
-        "max_num_seqs": st.none() | st.integers(1, 4096),
-        "enforce_eager": st.booleans(),
-        "attention_backend": st.sampled_from([None, "fa3", "FLASH_ATTN"]),
-        "text_only": st.booleans(),
-        "skip_tokenizer": st.booleans(),
-        "cpu_kv_cache_gib": st.sampled_from([None, 1, 4.0]),
-        "swa_full_tokens_ratio": st.sampled_from([None, 0.02]),
-        "max_total_tokens": st.sampled_from([None, 1_000_000]),
-        "api_key_file": st.sampled_from([None, "", "/run/secrets/key"]),
-    }
-)
+# Values that mean something to the engines, and combinations that they refuse; all else follows from a setting's type.
+CHOSEN_VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "context_tokens": st.integers(1, 12_000_000),
+    "tensor_parallel": st.sampled_from([1, 2, 8]),
+    "pipeline_parallel": st.sampled_from([1, 2]),
+    "gpu_memory_utilization": st.none() | st.floats(0.1, 0.99),
+    "kv_cache_dtype": st.sampled_from(["auto", "fp8", "fp8_e4m3"]),
+    "dtype": st.sampled_from(["auto", "bfloat16"]),
+    "quantization": st.sampled_from([None, "fp8"]),
+    "load_format": st.sampled_from(["auto", "dummy", "runai_streamer"]),
+    "block_size_tokens": st.none() | st.sampled_from([1, 16, 64, 128, 144]),
+    "attention_backend": st.sampled_from([None, "fa3", "FLASH_ATTN"]),
+    "cpu_kv_cache_gib": st.sampled_from([None, 1, 4.0]),
+    "swa_full_tokens_ratio": st.sampled_from([None, 0.02]),
+    "max_total_tokens": st.sampled_from([None, 1_000_000]),
+    "api_key_file": st.sampled_from([None, "", "/run/secrets/key"]),
+}
+# The rest of the settings say where the endpoint is, or are words of the operator.
+WORDS = ("model_path", "served_model_name", "host", "port", "extra_args", "extra_env")
+
+
+def values_of(setting: Setting) -> st.SearchStrategy[Any]:
+    """Values of a setting; of one that was just declared, by its type."""
+    if setting.name in CHOSEN_VALUES:
+        return CHOSEN_VALUES[setting.name]
+    if setting.choices:
+        return st.sampled_from(setting.choices)
+    by_kind = {"bool": st.booleans(), "int": st.integers(1, 65_536), "float": st.floats(0.1, 1.0)}
+    found = by_kind.get(setting.kind.removesuffix(" | None"), st.just("other"))
+    return st.none() | found if setting.kind.endswith("| None") else found
+
+
+SETTINGS = st.fixed_dictionaries({setting.name: values_of(setting) for setting in DECLARED if setting.name not in WORDS})
 
 
 def emitted(engine: str, version: str, changes: dict[str, Any]) -> tuple[set[str], set[str]]:
