@@ -18,9 +18,14 @@ from support.engine import bring_engine, keep_model
 from support.runner import Outcome, run_playbook
 
 # For runs whose figures are not looked at.
-LADDER: dict[str, Any] = {"context_test_ladder_tokens": [1000], "context_test_concurrency": [1], "context_test_output_tokens": 8}
-# The first deployment proves what the shipped ladder proves: a short prompt, the longest that fits, and four at once that together
-# are more than one context. The shipped one sends four of the longest: minutes on two cores, and the same code.
+LADDER: dict[str, Any] = {
+    "context_test_ladder_tokens": [1000],
+    "context_test_points": [],
+    "context_test_concurrency": [1],
+    "context_test_output_tokens": 8,
+}
+# The shipped ladder with shorter answers: a short prompt, the longest that fits, and four at once that together are more than one
+# context.
 FIRST: dict[str, Any] = {
     "context_test_ladder_tokens": [1000, 7900],
     "context_test_concurrency": [1],

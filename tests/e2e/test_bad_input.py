@@ -89,6 +89,7 @@ def inventory(path: Path, hosts: Mapping[str, Mapping[str, Any]], folder: Path) 
         "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,
         "context_test_ladder_tokens": [1000],
+        "context_test_points": [],
         "engine_needed_gib": 0.001,
     }
     made = {name: {"longhaul_home": str(folder / name), "engine_port": free_port(), **fault} for name, fault in hosts.items()}

@@ -172,7 +172,7 @@ def test_a_hundred_short_prompts_give_no_false_invalid(deployment: Deployment, t
 
 
 def test_engine_that_dies_in_mid_request_fails_the_point_and_loses_nothing(deployment: Deployment) -> None:
-    ladder = {"context_test_ladder_tokens": [500, 7900], "context_test_concurrency": [1], "context_test_output_tokens": 100}
+    ladder = {"context_test_ladder_tokens": [500, 7900], "context_test_points": [], "context_test_output_tokens": 100}
     box: list[Any] = []
     thread = threading.Thread(target=lambda: box.append(deployment.run("playbooks/validate.yml", **ladder)))
     supervisor = Supervisor(deployment.layout)
