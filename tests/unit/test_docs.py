@@ -175,3 +175,11 @@ def test_cells_cannot_break_the_table(role: str) -> None:
     for row in script().role_page(role).splitlines():
         if row.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", row)) == 5, row
+
+
+def test_every_test_that_contributing_cites_is_there_and_every_way_to_add_cites_one() -> None:
+    text = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    cited = re.findall(r"`(tests/[\w/]+\.py)::(?:\w+::)?(\w+)`", text)
+    assert [name for file, name in cited if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")] == []
+    rows = [row for row in text.splitlines() if re.match(r"\| an? ", row)]
+    assert len(rows) == len(cited) == 8
