@@ -18,7 +18,7 @@ def built(name: str, lock_file: Path, pythons: Sequence[str], extra_index_urls: 
     lock = parse_lock(lock_file.read_text(encoding="utf-8"))
     with cache.in_place(f"{name}-{lock.sha256[:12]}") as path:
         if not is_built(path, lock):
-            build_environment(path, lock, pythons, say=print, extra_index_urls=extra_index_urls)
+            build_environment(path, lock, pythons, say=print, extra_index_urls=extra_index_urls, tools=cache.root() / "tools")
     return path
 
 
