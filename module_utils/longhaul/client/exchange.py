@@ -42,8 +42,6 @@ class Exchange:
     connect_s: float | None = None
     sent_at: float | None = None
     uploaded_at: float | None = None
-    headers_at: float | None = None
-    ended_at: float | None = None
     token_times: list[float] = field(default_factory=list)
     text: str = ""
     prompt_tokens: int | None = None
@@ -111,7 +109,7 @@ class StreamSink:
 
     def on_head(self, status: int, headers: Mapping[str, str]) -> None:
         exchange = self.exchange
-        exchange.http_status, exchange.headers_at, self._headers = status, self.now, headers
+        exchange.http_status, self._headers = status, headers
         if 200 <= status < 300:
             kind = headers.get("content-type", "").split(";")[0].strip().lower()
             if kind not in ("text/event-stream", ""):

@@ -138,17 +138,6 @@ class RecordWriter:
                 return
 
 
-def read_records(path: Path) -> list[RequestRecord]:
-    """Read a ``requests.jsonl``; a last line cut off by a kill is left out."""
-    from ..results import from_jsonable
-
-    records: list[RequestRecord] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
-            records.append(from_jsonable(RequestRecord, json.loads(line)))
-    return records
-
-
 def to_record(job: Job, exchange: Exchange, started_unix_s: float, lag_s: float) -> RequestRecord:
     """What happened, in the schema's terms."""
     return RequestRecord(

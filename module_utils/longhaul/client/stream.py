@@ -146,7 +146,6 @@ class StreamClient:
             self._discard(connection)
             raise
         else:
-            exchange.ended_at = time.perf_counter()
             if exchange.status is RequestStatus.OK:
                 exchange.error = None
             if whole:
@@ -158,7 +157,6 @@ class StreamClient:
 
     def _stop(self, exchange: Exchange, connection: Connection, status: RequestStatus, text: str) -> None:
         exchange.status, exchange.error = status, text
-        exchange.ended_at = time.perf_counter()
         self._discard(connection)
 
     def _drop_stale(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -182,41 +182,6 @@ def shown(point_id: str, input_tokens: int, told: NeedleAnswer) -> AskedNeedle:
     return AskedNeedle(point_id, input_tokens, replace(told, answer=cut))
 
 
-@dataclass(frozen=True)
-class GridCell:
-    """One request of the grid: a prompt of ``input_tokens`` with these needles. ``key`` is its seed key."""
-
-    input_tokens: int
-    plan: NeedlePlan
-    key: str
-
-
-def plan_grid(
-    lengths: Sequence[int],
-    depths: Sequence[float] = DEFAULT_DEPTHS,
-    kinds: Sequence[NeedleKind] = ("single",),
-    *,
-    seed: int,
-    repeats: int = 1,
-) -> tuple[GridCell, ...]:
-    """Lengths x depths x kinds as requests, shortest first.
-
-    ``single``: a request for each depth. ``multi``: one request that holds all depths. ``multi_hop``: a request for each
-    depth of the answer, the first hop standing on the other side of the text.
-    """
-    cells: list[GridCell] = []
-    for length in sorted(lengths):
-        for kind in kinds:
-            groups: list[tuple[float, ...]] = [tuple(depths)] if kind == "multi" else [(d,) for d in depths]
-            if kind == "multi_hop":
-                groups = [(0.9 if d < 0.5 else 0.1, d) for d in depths]
-            for repeat in range(repeats):
-                for group in groups:
-                    key = f"needle/{kind}/{length}/{','.join(f'{d:g}' for d in group)}/{repeat}"
-                    cells.append(GridCell(length, plan_needles(kind, group, seed=seed, key=key), key))
-    return tuple(cells)
-
-
 def aggregate(answered: Iterable[tuple[int, Iterable[NeedleAnswer]]]) -> tuple[NeedleCell, ...]:
     """(input tokens, answers of one request) pairs -> recall for each (kind, length, depth), sorted."""
     asked: dict[tuple[str, int, float], int] = defaultdict(int)
@@ -234,11 +199,3 @@ def recall(cells: Iterable[NeedleCell]) -> float | None:
     listed = list(cells)
     asked = sum(c.asked for c in listed)
     return sum(c.found for c in listed) / asked if asked else None
-
-
-def recall_by_length(cells: Iterable[NeedleCell]) -> Mapping[int, float]:
-    """Input tokens -> recall, over all kinds and depths."""
-    groups: dict[int, list[NeedleCell]] = defaultdict(list)
-    for cell in cells:
-        groups[cell.input_tokens].append(cell)
-    return {length: value for length, group in sorted(groups.items()) if (value := recall(group)) is not None}

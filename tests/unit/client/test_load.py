@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from longhaul.client.endpoint import Endpoint
 from longhaul.client.exchange import Timeouts
-from longhaul.client.load import Job, LagMonitor, RecordWriter, read_records, run_burst
+from longhaul.client.load import Job, LagMonitor, RecordWriter, run_burst
 from longhaul.client.stream import StreamClient
 from longhaul.engines.registry import get_engine
 from longhaul.errors import UserError
 from longhaul.results import NeedleAnswer, RequestRecord, RequestStatus
 from standin.fixture import StandIn
+from support.records import read_records
 
 VLLM = get_engine("vllm")
 

@@ -13,10 +13,8 @@ from longhaul.prompts.needles import (
     aggregate,
     answers,
     judge,
-    plan_grid,
     plan_needles,
     recall,
-    recall_by_length,
     shown,
 )
 from longhaul.results import NeedleAnswer, NeedleCell
@@ -137,16 +135,6 @@ def test_bad_plans_are_refused(kind: str, depths: list[float], words: str) -> No
         plan_needles(kind, depths, seed=0, key="k")  # type: ignore[arg-type]
 
 
-def test_grid_covers_every_cell_with_keys_of_its_own() -> None:
-    grid = plan_grid([4800, 800], (0.0, 0.5, 1.0), KINDS, seed=1, repeats=2)
-    # A single and a multi_hop request for each depth, one multi request for all depths; twice; at two lengths.
-    assert len(grid) == 2 * 2 * (3 + 1 + 3)
-    assert len({c.key for c in grid}) == len(grid)
-    assert [c.input_tokens for c in grid] == sorted(c.input_tokens for c in grid)
-    cells = {(c.input_tokens, n.kind, n.depth) for c in grid for n in c.plan.needles}
-    assert cells == {(length, kind, depth) for length in (800, 4800) for kind in KINDS for depth in (0.0, 0.5, 1.0)}
-
-
 def test_answers_are_kept_and_counted() -> None:
     plan = plan_needles("multi", [0.0, 1.0], seed=1, key="k")
     first, second = plan.needles
@@ -163,7 +151,6 @@ def test_answers_are_kept_and_counted() -> None:
         NeedleCell("multi", 2400, 1.0, 1, 0),
     )
     assert recall(cells) == 0.5
-    assert recall_by_length(cells) == {800: 0.75, 2400: 0.0}
 
 
 def test_nothing_asked_is_not_full_recall() -> None:

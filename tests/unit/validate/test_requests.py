@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from longhaul.client.load import read_records
 from longhaul.results import RunResult, Verdict
 from longhaul.validate.config import NeedleSettings, Point
 from longhaul.validate.run import validate
 from standin.fixture import StandIn
+from support.records import read_records
 from tiny_tokenizer import write_tokenizer
 from unit.validate.runs import CALM, HONEST, PHYSICS, QUICK, SLOWER, codes, config
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from longhaul.client.load import read_records
 from longhaul.results import RequestStatus, RunResult, Verdict, load_run
 from longhaul.validate.config import Point
 from longhaul.validate.progress import Progress
 from longhaul.validate.run import validate
 from standin.fixture import StandIn
 from support.paths import ROOT
+from support.records import read_records
 from unit.validate.runs import ARCHITECTURE, HONEST, QUICK, SLOW_GPU, SLOWER, config
 
 

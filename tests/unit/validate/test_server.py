@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from longhaul.client.control import ServerUnreachable
-from longhaul.client.load import read_records
 from longhaul.errors import UserError
 from longhaul.results import RequestStatus, RunResult, Verdict, load_run
 from longhaul.validate.config import Point
@@ -19,6 +18,7 @@ from longhaul.validate.run import validate
 from longhaul.validate.server import Server
 from standin.fixture import StandIn
 from support.last_words import NCCL_FULL, dying_words
+from support.records import read_records
 from unit.validate.runs import QUICK, codes, config
 
 
