@@ -121,6 +121,12 @@ def high_noise(first: Stats, second: Stats, concurrency: int = 1) -> float | Non
     return max(student_t(first.n + second.n - 2) * joint, least * max(abs(first.p50), abs(second.p50)))
 
 
+def share_noise(first: float, first_n: int, second: float, second_n: int) -> float:
+    """The difference of two shares (0..1) of so many trials each that counts: 1.96 standard errors, pooled (95%)."""
+    pooled = (first * first_n + second * second_n) / (first_n + second_n)
+    return 1.96 * math.sqrt(max(0.0, pooled * (1 - pooled)) * (1 / first_n + 1 / second_n))
+
+
 def student_t(degrees: int) -> float:
     """Student's t, two-sided 95%, for the next lower degree of freedom listed (that is, rounded up)."""
     return next(t for limit, t in reversed(_T95) if degrees >= limit)

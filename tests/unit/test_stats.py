@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from longhaul.results import Stats
-from longhaul.stats import Difference, difference, disagreement, high_noise, low_noise, percentile, student_t, summarize
+from longhaul.stats import (
+    Difference,
+    difference,
+    disagreement,
+    high_noise,
+    low_noise,
+    percentile,
+    share_noise,
+    student_t,
+    summarize,
+)
 
 values = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=50)
 
@@ -96,6 +106,12 @@ def test_a_difference_is_beyond_noise_within_it_or_not_judged(
 def test_figures_that_are_no_numbers_give_no_difference() -> None:
     good, bad = stats_of(1.0, 0.1, 5), stats_of(float("nan"), 0.1, 5)
     assert difference(good, bad) is difference(bad, good) is difference(stats_of(0.0, 0, 5), good) is None
+
+
+def test_noise_of_two_shares() -> None:
+    assert share_noise(1.0, 10, 1.0, 10) == 0.0
+    assert share_noise(0.5, 50, 0.5, 50) == pytest.approx(1.96 * 0.1)
+    assert share_noise(0.9, 10, 0.8, 10) > share_noise(0.9, 100, 0.8, 100)
 
 
 def test_students_t_is_rounded_up() -> None:

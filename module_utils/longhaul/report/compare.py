@@ -9,14 +9,13 @@ shown but not judged.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
 from ..results import PointResult, RunResult, Stats, Verdict
-from ..stats import difference
+from ..stats import difference, share_noise
 from .figures import (
     DASH,
     TIMES,
@@ -191,7 +190,7 @@ def _refusal(a: RunResult, b: RunResult, left: PointResult | None, right: PointR
 
 
 def _recall(a: RunResult, b: RunResult) -> Change | None:
-    """Needle recall of both; beyond noise when the difference exceeds 1.96 standard errors of two shares (pooled)."""
+    """Needle recall of both, held against the noise of two shares."""
     first, second = finite(a.needle_recall), finite(b.needle_recall)
     if first is None or second is None or Verdict.INVALID in (a.verdict, b.verdict):
         return None
@@ -199,8 +198,7 @@ def _recall(a: RunResult, b: RunResult) -> Change | None:
     direction = "same" if first == second else "faster" if second > first else "slower"
     if min(asked) < 1:
         return Change("Needle recall", first, second, None, direction, None, None, "number of needles not known", True)
-    pooled = (first * asked[0] + second * asked[1]) / sum(asked)
-    noise = 1.96 * math.sqrt(max(0.0, pooled * (1 - pooled)) * (1 / asked[0] + 1 / asked[1]))
+    noise = share_noise(first, asked[0], second, asked[1])
     return Change("Needle recall", first, second, None, direction, noise, abs(first - second) > noise, "", True)
 
 
