@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 import yaml
 from support.paths import ROOT
+from unit.test_layout import ROOMS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # A report.md is rendered: the sample's, and those that a reader made of the evidence.
@@ -183,3 +184,9 @@ def test_every_test_that_contributing_cites_is_there_and_every_way_to_add_cites_
     assert [name for file, name in cited if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")] == []
     rows = [row for row in text.splitlines() if re.match(r"\| an? ", row)]
     assert len(rows) == len(cited) == 8
+
+
+def test_the_page_on_the_architecture_names_every_room_in_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(\w+)/`", page, flags=re.M)
+    assert told == [room for room in ROOMS if room and (ROOT / "module_utils" / "longhaul" / room).is_dir()]
