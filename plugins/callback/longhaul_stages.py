@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ansible.constants as C
+import ansible.context as cli
 from ansible.playbook.task_include import TaskInclude
 from ansible.plugins.callback.default import CallbackModule as DefaultCallback
 
@@ -260,7 +261,9 @@ class CallbackModule(DefaultCallback):
         self._held: list[str] = []
         self._failed = False
         self._stages = Stages(self._say, time.monotonic)
-        terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        # --step asks before each task, on the line that would be drawn over.
+        asks = bool(cli.CLIARGS.get("step"))
+        terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not asks
         self._screen = Screen(self._raw, self._stages.now, terminal=terminal)
         self._print = self._display.display
         self._process = os.getpid()
@@ -317,6 +320,13 @@ class CallbackModule(DefaultCallback):
         threading.Thread(target=self._watch, daemon=True).start()
         # Interrupted, a run ends without its statistics.
         atexit.register(self._leave)
+
+    @unless_verbose
+    def v2_playbook_on_vars_prompt(self, *words: Any, **more: Any) -> None:
+        """A question stands between two plays: nothing may be drawn over it."""
+        with self._screen.lock:
+            self._stages.end_play()
+            self._screen.clear()
 
     @unless_verbose
     def v2_playbook_on_play_start(self, play: Any) -> None:
