@@ -82,6 +82,7 @@ def test_the_failure_line_names_the_cause_from_the_engines_log(home: Path, tmp_p
         "engine_port": port,
         "context_test_ladder_tokens": [1000, 2000, 3000],
         "context_test_concurrency": [1],
+        "context_test_points": [],
         "context_test_output_tokens": 8,
         "context_test_results_dir": str(tmp_path / "results"),
         "report_results_dir": str(tmp_path / "results"),
