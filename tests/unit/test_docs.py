@@ -190,3 +190,13 @@ def test_the_page_on_the_architecture_names_every_room_in_order() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     told = re.findall(r"^\| `(\w+)/`", page, flags=re.M)
     assert told == [room for room in ROOMS if room and (ROOT / "module_utils" / "longhaul" / room).is_dir()]
+
+
+def test_every_code_of_a_reason_is_explained() -> None:
+    room = ROOT / "module_utils" / "longhaul" / "validate"
+    source = "".join(path.read_text(encoding="utf-8") for path in sorted(room.glob("*.py")))
+    given = set(re.findall(r'(?:_inconclusive|_invalid|_fail)\(\s*"([a-z_]+)"', source))
+    given |= set(re.findall(r'(?:Verdict\.[A-Z]+, |read_end\()"([a-z_]+)"', source))
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    assert len(given) > 15
+    assert set(re.findall(r"^\| `([a-z_]+)` \| [A-Z]+ \|", page, flags=re.M)) == given
