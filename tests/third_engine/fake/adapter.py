@@ -9,7 +9,7 @@ from ...errors import UserError
 from ...models.architecture import ModelArchitecture
 from ...physics.hardware import Gpu
 from ...version import Version
-from ..argv import check_extra_args
+from ..argv import ALWAYS, check_extra_args, refuse_others
 from ..base import EngineCapacity, Launch, MetricNames
 from ..diagnosis import COMMON_FAILURES, FailureMark, Phase, PhaseMark
 from ..openai import OpenAiEngine
@@ -17,6 +17,8 @@ from ..settings import EngineSettings
 from ..sizing import PlanSettings, Stage
 from .sizing import FakeSizing
 
+# The release has no option for more.
+MOST_TOKENS = 100_000
 _POOL = re.compile(r"fake: pool of (\d+) tokens")
 
 
@@ -26,6 +28,7 @@ class Fake(OpenAiEngine):
     name = "fake"
     default_port = 9000
     verified = ("1.0", "1.0")
+    takes = ALWAYS | {"cpu_kv_cache_gib", "text_only"}
     phases = (
         PhaseMark("fake: starting", Phase.STARTING),
         PhaseMark("fake: loading", Phase.LOADING),
@@ -50,11 +53,14 @@ class Fake(OpenAiEngine):
 
     def launch(self, settings: EngineSettings, version: Version) -> Launch:
         """Settings -> argv (after the python executable)."""
-        if settings.tensor_parallel > 1:
-            raise UserError(
-                f"tensor_parallel {settings.tensor_parallel}", "1: fake knows one GPU", "set engine_tensor_parallel to 1"
-            )
+        refuse_others(self.name, self.takes, settings)
         check_extra_args(settings)
+        if settings.context_tokens > MOST_TOKENS:
+            found, required = (
+                f"engine_context_tokens {settings.context_tokens}",
+                f"at most {MOST_TOKENS}, all that fake can count to",
+            )
+            raise UserError(found, required, "lower engine_context_tokens")
         argv = ["-m", "fake_server", "--model", settings.model_path, "--served-model-name", settings.served_model_name]
         argv += ["--host", settings.host, "--port", str(settings.port), "--max-model-len", str(settings.context_tokens)]
         return Launch((*argv, *settings.extra_args), dict(settings.extra_env), {})
