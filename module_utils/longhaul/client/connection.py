@@ -19,7 +19,7 @@ JOIN_BELOW_BYTES = 64 * 1024  # smaller bodies travel with the header in one seg
 
 
 class HeadSink:
-    """Keeps the status of an answer whose body does not matter (to CONNECT, say)."""
+    """Keeps the status of an answer whose body does not matter, as that to CONNECT."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -69,7 +69,7 @@ class Connection(asyncio.Protocol):
         now = time.perf_counter()
         self.last_activity = now
         if reader is None:
-            self.abort()  # an unasked answer on an idle connection
+            self.abort()  # bytes on an idle connection that nobody asked for
             return
         if isinstance(self._sink, StreamSink):
             self._sink.now = now
@@ -111,7 +111,7 @@ class Connection(asyncio.Protocol):
         return self._finished
 
     def end(self) -> bool:
-        """Detach from the exchange; True where the connection may serve another."""
+        """Leave the exchange. Return whether the connection may serve another one."""
         reusable = bool(self._reader and self._reader.done and self._reader.keep_alive and not self.lost)
         self._reader = self._sink = self._finished = None
         self.idle_since = time.perf_counter()
@@ -123,7 +123,7 @@ class Connection(asyncio.Protocol):
         return self._reader is not None and self._reader.started
 
     async def write(self, parts: Sequence[Buffer], size_bytes: int, stall_s: float) -> bool:
-        """Hand all parts to the kernel. False: given up, because the server has answered or gone meanwhile."""
+        """Hand all parts to the kernel. Return False where the server has answered or gone meanwhile."""
         transport = self.transport
         assert transport is not None  # noqa: S101 - set by connection_made before anyone holds the connection
         if size_bytes <= JOIN_BELOW_BYTES:

@@ -19,7 +19,7 @@ class EventParser(Protocol):
     """The part of an engine adapter that the client needs."""
 
     def parse_event(self, event: Mapping[str, Any], text_so_far: str) -> StreamEvent:
-        """One decoded SSE payload -> StreamEvent."""
+        """Read one decoded SSE payload."""
         ...
 
     def error_message(self, status: int, body: bytes) -> str:
@@ -81,7 +81,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Derived from a forecast by the caller, never constants here. Seconds; ``None`` = wait for ever.
+    """Limits of one request in seconds, derived from a forecast by the caller. ``None``: no limit.
 
     ``first_token_s`` counts from the send, ``stall_s`` from the last byte received after the first token, ``total_s``
     from the send, ``connect_s`` from the start of the connection, ``upload_stall_s`` without a byte taken by the peer.
@@ -95,7 +95,7 @@ class Timeouts:
 
 
 class StreamSink:
-    """Turns a response into the fields of an Exchange."""
+    """Fills the fields of an Exchange from a response."""
 
     def __init__(self, exchange: Exchange, parser: EventParser) -> None:
         self.exchange = exchange
@@ -176,7 +176,7 @@ class StreamSink:
 
 
 def _carries_token(event: Mapping[str, Any], usage: Usage | None, completion_before: int | None) -> bool:
-    """Whether an event without visible text stands for a token all the same.
+    """Whether an event without visible text carries a token.
 
     A random-weights model emits tokens that decode to nothing, and half a character decodes to nothing too. vLLM's and
     SGLang's completion chunks have a ``choices`` entry with ``text``; a chat stream opens with a role-only delta that is
@@ -197,7 +197,7 @@ def _carries_token(event: Mapping[str, Any], usage: Usage | None, completion_bef
 
 
 def explain_http_error(parser: EventParser, status: int, headers: Mapping[str, str], body: bytes, *, body_bytes: int = 0) -> str:
-    """An HTTP error in one line: the server's own words, and what stands behind the status where that is known."""
+    """Describe an HTTP error in one line: the server's own words, and the usual cause of the status where one is known."""
     said = " ".join(parser.error_message(status, body).split())[:600]
     server = headers.get("server", "")
     by = f" (answered by {server})" if server and server != "uvicorn" else ""

@@ -1,4 +1,4 @@
-"""Many streamed requests at once, and the record of each on disk the moment it ends."""
+"""Send many streamed requests at once, and write the record of each to disk the moment it ends."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Job:
 
 
 class LagMonitor:
-    """Notes how late the event loop runs its timers: while it is late, no arrival gets its true time.
+    """Records how late the event loop runs its timers. While it is late, arrivals are stamped too late.
 
     Samples every 10 ms while a burst runs (preparing one may block: no clock is running then); keeps what exceeded 2 ms.
     """
@@ -55,12 +55,12 @@ class LagMonitor:
         self._due = 0.0
 
     def start(self) -> None:
-        """Begin, inside a running loop."""
+        """Start sampling. Call inside a running loop."""
         self._due = time.perf_counter() + _TICK_S
         self._handle = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
 
     def stop(self) -> None:
-        """End."""
+        """Stop sampling."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
@@ -103,12 +103,12 @@ class RecordWriter:
         self._thread.start()
 
     def add(self, record: RequestRecord) -> None:
-        """Hand over one record."""
+        """Queue one record."""
         self._check()
         self._queue.put(json.dumps(to_jsonable(record), separators=(",", ":")) + "\n")
 
     def close(self) -> None:
-        """Write what is left and stop."""
+        """Write the queued records and stop."""
         self._queue.put(None)
         self._thread.join()
         self._file.close()
@@ -139,7 +139,7 @@ class RecordWriter:
 
 
 def to_record(job: Job, exchange: Exchange, started_unix_s: float, lag_s: float) -> RequestRecord:
-    """What happened, in the schema's terms."""
+    """Turn an exchange into a record of the results schema."""
     return RequestRecord(
         point_id=job.point_id,
         index=job.index,

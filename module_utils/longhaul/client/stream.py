@@ -71,7 +71,7 @@ class StreamClient:
         ).encode("latin-1")
 
     async def open_connections(self, count: int, timeout_s: float = 10.0) -> int:
-        """Connect ahead of a burst, so that no handshake falls into a measurement. Returns how many are ready."""
+        """Connect ahead of a burst, so that no handshake falls into a measurement. Return how many connections are ready."""
         self._drop_stale()
         missing = count - len(self._idle)
         for begin in range(0, missing, 64):  # stay below a listen backlog of 128
@@ -86,7 +86,7 @@ class StreamClient:
         return len(self._idle)
 
     async def stream(self, path: str, parts: Sequence[Buffer], parser: EventParser, timeouts: Timeouts) -> Exchange:
-        """One streamed request with all its instants. Server, network and format errors become the Exchange's status."""
+        """Send one request and return all its instants. Server, network and format errors become the Exchange's status."""
         size = sum(len(part) for part in parts)
         exchange = Exchange(body_bytes=size)
         for attempt in (1, 2):
@@ -104,7 +104,7 @@ class StreamClient:
         timeouts: Timeouts,
         fresh: bool,
     ) -> bool:
-        """False where a reused connection turned out to be closed by the server before it took the request."""
+        """Try once. Return False where the server had closed a reused connection before it took the request."""
         begun = time.perf_counter()
         try:
             connection, reused, connect_s = await self._acquire(timeouts.connect_s, fresh=fresh)
@@ -204,7 +204,7 @@ class StreamClient:
         return connection
 
     async def _tunnel(self, connection: Connection) -> None:
-        """CONNECT through the named proxy, then TLS to the server inside it."""
+        """Open a tunnel through the proxy with CONNECT, then start TLS to the server inside it."""
         target = f"{self.endpoint.host}:{self.endpoint.port}"
         sink = HeadSink()
         finished = connection.begin(sink, head_only=True)
@@ -224,7 +224,7 @@ class StreamClient:
 
 
 class _Watchdog:
-    """One timer per exchange, re-armed at its own deadline instead of at each token."""
+    """Ends an exchange at its time-out. One timer, set again when it fires instead of at each token."""
 
     def __init__(self, connection: Connection, exchange: Exchange, timeouts: Timeouts) -> None:
         self.reason: tuple[RequestStatus, str] | None = None

@@ -1,4 +1,4 @@
-"""Build a corpus on disk, once: under a lock, in a folder that is renamed when it is whole."""
+"""Build a corpus on disk once: under a lock, in a folder that gets its name when the corpus is whole."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MIN_GENERATED_TOKENS = 131_072
 
 @dataclass(frozen=True)
 class BuildProgress:
-    """Where a build stands. ``stage``: ``waiting`` (another run builds the same), ``tokenizing``, ``checking``, ``done``."""
+    """Progress of a build. ``stage``: ``waiting`` (another run builds the same), ``tokenizing``, ``checking``, ``done``."""
 
     stage: str
     tokens: int
@@ -42,7 +42,7 @@ Progress = Callable[[BuildProgress], None]
 
 
 def recommended_tokens(longest_prompt_tokens: int) -> int:
-    """How long a corpus should be for prompts up to this length: room for many random starts (an eighth, at least 65,536)."""
+    """Corpus length for prompts up to this length. An eighth more, at least 65,536 tokens, leaves room for many random starts."""
     return longest_prompt_tokens + max(65_536, longest_prompt_tokens // 8)
 
 
@@ -152,7 +152,7 @@ def _key(plan: _Plan) -> str:
 
 
 def _encoded(tokenizer: Tokenizer, chunks: Iterator[str]) -> Iterator[Ids]:
-    """Tokenize on all cores, the next batch being read or generated meanwhile. Batches grow, so that a short corpus is quick."""
+    """Tokenize on all cores while the next batch is read or generated. Batches grow, so that a short corpus is quick."""
     most = max(32, 8 * (os.cpu_count() or 1))
 
     def take(count: int) -> list[str]:
@@ -262,14 +262,14 @@ def _check_space(folder: Path, tokens: int) -> None:
 def _disk_full(folder: Path, needed: int | None, free: int) -> UserError:
     return UserError(
         f"{free / 2**20:.0f} MiB free for the corpus in {folder}",
-        f"{needed / 2**20:.0f} MiB" if needed else "room for it (about 12 bytes a token)",
+        f"{needed / 2**20:.0f} MiB" if needed else "room for it (about 12 bytes per token)",
         "free space, or point LONGHAUL_CACHE or --cache-dir elsewhere",
     )
 
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Turn the file system's refusals into one clear line."""
+    """Turn errors of the file system into a UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield

@@ -63,7 +63,7 @@ class CorpusMeta:
 
 
 class Corpus:
-    """Token ids and their JSON text, by token position; what :class:`~.prompts.PromptFactory` cuts prompts from.
+    """Token ids and their JSON text, by token position; what :class:`.factory.PromptFactory` cuts prompts from.
 
     ``ids(a, b)`` and ``json(a, b)`` are views of the memory map, valid as long as they are held. ``alphabet``: ids that a
     nonce may use, sorted (those of the first 65,536 tokens, so that it does not depend on how long the corpus is).
@@ -114,7 +114,7 @@ class Corpus:
 
 
 def corpus_from_ids(ids: Ids, *, tokenizer: Tokenizer | None = None, source: str = "memory") -> Corpus:
-    """A corpus that lives in memory; for tests and for short random prompts."""
+    """Make a corpus in memory, for tests and for short random prompts."""
     array = np.ascontiguousarray(ids, dtype=np.uint32)
     digest = hashlib.sha256(array.tobytes()).hexdigest()
     rendered = render_ids(array)
@@ -137,7 +137,7 @@ def corpus_from_ids(ids: Ids, *, tokenizer: Tokenizer | None = None, source: str
 
 
 def random_ids_corpus(vocab_size: int, tokens: int, *, seed: int = 0) -> Corpus:
-    """A corpus of random ids in memory, for a model without a tokenizer; see :func:`random_ids`."""
+    """Make a corpus of random ids in memory, for a model without a tokenizer; see :func:`.text.random_ids`."""
     return corpus_from_ids(random_ids(vocab_size, tokens, seed), source=f"random ids below {vocab_size}, seed {seed}")
 
 
@@ -158,7 +158,7 @@ def open_corpus(folder: Path, *, tokenizer: Tokenizer | None = None, limit_token
 
 
 def read_meta(folder: Path) -> CorpusMeta | None:
-    """What lies in this folder, or ``None`` where it is not a whole corpus of this format."""
+    """Read the description of the corpus in ``folder``; ``None`` where it holds no whole corpus of this format."""
     try:
         raw = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if raw.get("format") != FORMAT:
@@ -172,7 +172,7 @@ def read_meta(folder: Path) -> CorpusMeta | None:
 
 
 def find_corpora(cache_dir: Path | None = None) -> list[tuple[Path, CorpusMeta]]:
-    """Every whole corpus in the cache, with its folder."""
+    """List every whole corpus in the cache, with its folder."""
     root = (cache_dir or default_cache_dir()) / "corpus"
     found = [(f, read_meta(f)) for f in sorted(root.glob("*/*")) if f.is_dir()]
     return [(f, m) for f, m in found if m is not None]

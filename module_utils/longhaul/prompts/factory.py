@@ -22,7 +22,7 @@ from .tokenizer import Tokenizer
 
 NONCE_TOKENS = 16
 TEXT_SHARED_TOKENS = 64
-"""Allowed before a text prompt's nonce: a chat template's head stands there, and its size is not known from outside."""
+"""Tokens allowed before a text prompt's nonce: a chat template's head stands there, and its size is not known from outside."""
 
 Piece = bytes | memoryview
 
@@ -74,7 +74,7 @@ class PromptFactory:
         needles: NeedlePlan | None = None,
         prefix_ids: Sequence[int] = (),
     ) -> Prompt:
-        """A prompt of exactly ``input_tokens`` ids. ``prefix_ids`` come first (a BOS token, say), before everything else.
+        """Make a prompt of exactly ``input_tokens`` ids. ``prefix_ids`` come first (a BOS token, say), before everything else.
 
         Raises UserError: too short for its needles and frame; corpus too short; needles without a tokenizer.
         """
@@ -138,7 +138,7 @@ class PromptFactory:
         needles: NeedlePlan | None = None,
         max_rounds: int = 16,
     ) -> TextPrompt:
-        """A prompt as text whose count, by the server's own counter, is ``input_tokens``; for gateways and chat endpoints.
+        """Make a text prompt that the server's own counter counts as ``input_tokens``; for gateways and chat endpoints.
 
         ``count(text)`` must count what the server will count, chat template included (its ``/tokenize``, or
         ``usage.prompt_tokens`` of a one-token request). Without it the tokenizer at hand counts the bare text. Text is
@@ -168,7 +168,7 @@ class PromptFactory:
         while rounds < max_rounds:
             rounds += 1
             if (tokens, fillers) in seen:
-                # A cycle: the cut falls where neighbours merge. Cut elsewhere and fill up with single words.
+                # A cycle: the text is cut where neighbouring tokens merge. Cut it elsewhere and fill up with single words.
                 tokens, fillers = max(0, tokens - 3), 0
             seen.add((tokens, fillers))
             text = assemble(tokens, fillers)

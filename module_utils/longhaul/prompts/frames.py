@@ -25,7 +25,7 @@ class Frame:
 
 
 def plain_frame(tokenizer: Tokenizer) -> Frame:
-    """For a base model or a tokenizer without a chat template: BOS (where the tokenizer names one), text, question."""
+    """Frame for a base model or a tokenizer without a chat template: BOS (where the model is used to it), text, question."""
     head = (tokenizer.bos_id,) if tokenizer.adds_bos and tokenizer.bos_id is not None else ()
     return Frame(
         head, tokenizer.encode(f"\n\n{_INSTRUCTION}\n\n"), tokenizer.encode("\n\nQuestion: "), tokenizer.encode("\nAnswer: ")
@@ -33,7 +33,7 @@ def plain_frame(tokenizer: Tokenizer) -> Frame:
 
 
 def chat_frame(tokenizer: Tokenizer) -> Frame:
-    """The tokenizer's chat template around the text; the nonce stands in the system message, or before everything (not BOS).
+    """Frame by the tokenizer's chat template. The nonce stands in the system message, or before everything but BOS.
 
     Templates that know no system role get all in the user message. Raises UserError where the template cannot be used.
     """
@@ -55,7 +55,9 @@ def chat_frame(tokenizer: Tokenizer) -> Frame:
             break
     else:
         raise UserError(
-            f"a chat template that cannot be rendered ({problem or 'it drops the message'})", "a usable template", "turn chat off"
+            f"a chat template that cannot be rendered ({problem or 'it drops the message'})",
+            "a usable template",
+            "correct the template beside the tokenizer, or run without needles",
         )
     head, rest = rendered.split(_NONCE_MARK)
     intro, rest = rest.split(_BODY_MARK)

@@ -64,7 +64,7 @@ class NeedlePlan:
 
 
 def plan_needles(kind: NeedleKind, depths: Sequence[float], *, seed: int, key: str) -> NeedlePlan:
-    """Facts, question and expected answers, all decided by (``seed``, ``key``).
+    """Plan facts, question and expected answers, all decided by (``seed``, ``key``).
 
     ``single`` takes one depth, ``multi`` any number, ``multi_hop`` at least two: the first facts of the chain stand at the
     first depths, the answer at the last one given (the order of ``depths`` is the order of the chain).
@@ -76,7 +76,7 @@ def plan_needles(kind: NeedleKind, depths: Sequence[float], *, seed: int, key: s
         raise UserError(f"needle depths {list(depths)}", "at least one number from 0 to 1", "correct the depths")
     if kind == "single" and len(depths) != 1:
         raise UserError(
-            f"{len(depths)} depths for a single needle", "one depth a prompt", "use kind multi, or one prompt a depth"
+            f"{len(depths)} depths for a single needle", "one depth per prompt", "use kind multi, or one prompt per depth"
         )
     if kind == "multi_hop" and len(depths) < 2:
         raise UserError("one depth for a chain of facts", "at least two depths", "give multi_hop two or more depths")
@@ -105,7 +105,7 @@ def plan_needles(kind: NeedleKind, depths: Sequence[float], *, seed: int, key: s
 
 
 def _chain(depths: Sequence[float], towns: Sequence[str], codes: Sequence[str], people: Sequence[str]) -> NeedlePlan:
-    """A chain that ends in a code, beside a second, shorter one that ends in another: finding a code is not enough."""
+    """Plan a chain that ends in a code, and a shorter chain that ends in another: finding a code is not enough."""
     person, other = people
     *path, last, decoy = towns
     chain = [*path[: len(depths) - 2], last]
@@ -127,7 +127,7 @@ def _by_depth(facts: Iterable[PlantedFact]) -> tuple[PlantedFact, ...]:
 
 
 class _Draw:
-    """Choices that depend on nothing but the key; hashlib, because random's stream is not promised to stay."""
+    """Draws choices that depend on the key alone. hashlib, because Python does not promise that random's stream stays the same."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -170,20 +170,20 @@ def _position(answer: str, digits: str) -> int | None:
 
 
 def answers(plan_or_needles: NeedlePlan | Iterable[Needle], answer: str) -> tuple[NeedleAnswer, ...]:
-    """One :class:`~.results.NeedleAnswer` for each needle, the raw answer kept."""
+    """Judge each needle. The raw answer is kept in each result."""
     question = plan_or_needles.question if isinstance(plan_or_needles, NeedlePlan) else None
     needles = plan_or_needles.needles if isinstance(plan_or_needles, NeedlePlan) else plan_or_needles
     return tuple(NeedleAnswer(n.kind, n.depth, n.expected, judge(answer, n), answer, question, n.subject) for n in needles)
 
 
 def shown(point_id: str, input_tokens: int, told: NeedleAnswer) -> AskedNeedle:
-    """A needle for the report: its answer, cut to ``SHOWN_CHARS`` characters."""
+    """Return a needle for the report, with its answer cut to ``SHOWN_CHARS`` characters."""
     cut = told.answer if len(told.answer) <= SHOWN_CHARS else told.answer[:SHOWN_CHARS] + "\N{HORIZONTAL ELLIPSIS}"
     return AskedNeedle(point_id, input_tokens, replace(told, answer=cut))
 
 
 def aggregate(answered: Iterable[tuple[int, Iterable[NeedleAnswer]]]) -> tuple[NeedleCell, ...]:
-    """(input tokens, answers of one request) pairs -> recall for each (kind, length, depth), sorted."""
+    """Count pairs of (input tokens, answers of one request) for each (kind, length, depth), sorted."""
     asked: dict[tuple[str, int, float], int] = defaultdict(int)
     found: dict[tuple[str, int, float], int] = defaultdict(int)
     for length, group in answered:
@@ -195,7 +195,7 @@ def aggregate(answered: Iterable[tuple[int, Iterable[NeedleAnswer]]]) -> tuple[N
 
 
 def recall(cells: Iterable[NeedleCell]) -> float | None:
-    """Found over asked; ``None`` when nothing was asked (never 0/0 = pass)."""
+    """Share found of those asked; ``None`` when nothing was asked, so that nothing asked never passes."""
     listed = list(cells)
     asked = sum(c.asked for c in listed)
     return sum(c.found for c in listed) / asked if asked else None

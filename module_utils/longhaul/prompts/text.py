@@ -18,7 +18,7 @@ CHUNK_CHARS = 65_536
 
 
 def _raw64(label: str, seed: int, index: int, count: int) -> npt.NDArray[np.uint64]:
-    """``count`` random 64-bit words that depend on nothing but the arguments.
+    """Return ``count`` random 64-bit words that depend on the arguments alone.
 
     The raw output of a bit generator is the part of numpy's random API that is promised to stay the same (NEP 19).
     """
@@ -50,10 +50,10 @@ _CODAS = "l m n r s t d k nd nt rn st ll ck"
 
 
 def _word_table(dense: bool) -> list[str]:
-    """65,536 pieces of text; a random 16-bit number picks each, so that a run of them does not come twice.
+    """Return 65,536 pieces of text. Random 16-bit numbers pick among them, so a run of pieces does not come twice.
 
     ``dense``: for tokenizers with little text per token (characters, bytes), where 16 tokens of words would repeat by
-    chance: three random characters a piece, 15.5 bits.
+    chance: three random characters per piece, 15.5 bits.
     """
     if dense:
         letters = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -86,7 +86,7 @@ def _word_table(dense: bool) -> list[str]:
 
 
 def generated_chunks(seed: int, *, dense: bool = False) -> Iterator[str]:
-    """Word-like text without end, 64 KiB a piece; the same for the same seed, everywhere. Chunk i needs no chunk before it."""
+    """Yield endless word-like text in chunks of about 64 KiB. The same seed gives the same text on every machine."""
     table = _word_table(dense)
     pieces = CHUNK_CHARS // (4 if dense else 8)
     index = 0
@@ -97,7 +97,7 @@ def generated_chunks(seed: int, *, dense: bool = False) -> Iterator[str]:
 
 
 def file_chunks(path: Path) -> Iterator[str]:
-    """Text of the operator's file (plain or gzip, by content) in pieces of 64 Ki characters. Raises UserError if unreadable."""
+    """Yield the text of a file (plain or gzip, told by content) in chunks of 64 Ki characters. UserError if unreadable."""
     try:
         with path.open("rb") as probe:
             packed = probe.read(2) == b"\x1f\x8b"
@@ -131,7 +131,7 @@ def file_fingerprint(path: Path) -> str:
 
 
 def random_id_range(vocab_size: int) -> tuple[int, int]:
-    """Ids that are ordinary tokens in the usual vocabularies: [low, high).
+    """Range [low, high) of ids that are ordinary tokens in the usual vocabularies.
 
     Special ids sit in the first thousand (Mistral, Gemma) or in the last thirtieth (Llama 3 and 4, Qwen, DeepSeek) of the
     vocabulary; without the tokenizer both ends are left out.
@@ -144,13 +144,13 @@ def random_id_range(vocab_size: int) -> tuple[int, int]:
 
 
 def random_ids(vocab_size: int, tokens: int, seed: int) -> Ids:
-    """``tokens`` seeded random ids of :func:`random_id_range`; a longer run begins with the shorter."""
+    """Return ``tokens`` seeded random ids within :func:`random_id_range`. A longer run begins with the shorter one."""
     low, high = random_id_range(vocab_size)
     parts = [random_block(low, high, seed, i) for i in range(-(-tokens // CHUNK_CHARS))]
     return np.concatenate(parts)[:tokens] if parts else np.empty(0, dtype=np.uint32)
 
 
 def random_block(low: int, high: int, seed: int, index: int) -> Ids:
-    """Block ``index`` (65,536 ids) of the endless run of seeded random ids in [low, high)."""
+    """Return block ``index`` (65,536 ids) of the endless run of seeded random ids in [low, high)."""
     raw = _raw64("ids", seed, index, CHUNK_CHARS) >> np.uint64(32)
     return ((raw * np.uint64(high - low)) >> np.uint64(32)).astype(np.uint32) + np.uint32(low)

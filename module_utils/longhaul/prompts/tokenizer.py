@@ -84,7 +84,7 @@ def load_tokenizer(path: Path, cache_dir: Path | None = None) -> Tokenizer:
     except ImportError as exc:
         raise UserError(
             f"Python {sys.executable} without the package tokenizers",
-            "it, to read the model's tokenizer",
+            "tokenizers, to read the model's tokenizer",
             "run scripts/bootstrap, or give the vocabulary size instead (random ids)",
         ) from exc
     if path.is_dir() and not (path / "tokenizer.json").exists():
