@@ -31,6 +31,13 @@ NAMED = re.compile(
 )
 
 
+@cache
+def declared() -> frozenset[str]:
+    """Every variable of every role."""
+    files = [ROOT / "roles" / role / "defaults" / "main.yml" for role in ROLES]
+    return frozenset(name for file in files for name in yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
 def prose(page: Path) -> str:
     """The page without fenced code."""
     return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
@@ -61,13 +68,14 @@ def test_the_readme_sets_fifteen_variables_and_all_are_declared() -> None:
     block = re.search(r"fifteen variables.*?^```yaml\n(.*?)^```", README, flags=re.S | re.M)
     assert block is not None
     chosen = yaml.safe_load(block[1])
-    declared = {
-        name
-        for role in ROLES
-        for name in yaml.safe_load((ROOT / "roles" / role / "defaults/main.yml").read_text(encoding="utf-8"))
-    }
     assert len(chosen) == 15
-    assert set(chosen) <= declared
+    assert set(chosen) <= declared()
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CHANGELOG.md"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_variable_of_a_role_that_a_page_names_is_declared(page: Path) -> None:
+    named = re.findall(r"`([a-z]+(?:_[a-z0-9]+)+)[`:=]", page.read_text(encoding="utf-8"))
+    assert [n for n in named if n.startswith(tuple(f"{role}_" for role in ROLES)) and n not in declared()] == []
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
