@@ -26,7 +26,7 @@ def longhaul_endpoint(hostvars: Mapping[str, Any]) -> list[str]:
 
 def longhaul_status_row(hostvars: Mapping[str, Any]) -> dict[str, Any]:
     """A host's variables -> one row of the status table (see longhaul_show)."""
-    status = hostvars.get("engine_status")
+    status = hostvars.get("engine_result_status")
     row = {"host": str(hostvars["inventory_hostname"])}
     if not isinstance(status, Mapping) or "state" not in status:
         return {**row, "state": "unreachable"}

@@ -17,8 +17,7 @@ from ..errors import Finding
 from .runtimes.container import GPU_ACCESS
 from .runtimes.registry import RUNTIMES
 
-# Names with the role's prefix that no operator sets: what its tasks hand to playbooks.
-RESULTS = ("engine_status",)
+# What the role's tasks hand to playbooks, and no operator sets.
 RESULT_PREFIX = "engine_result_"
 _HOME = "{{ longhaul_home | default('/opt/longhaul' if ansible_facts['user_uid'] == 0 else ansible_facts['env']['HOME'] ~ '/.longhaul') }}"
 # The adapter knows it (plugins/filter/longhaul_engine.py asks).
@@ -352,7 +351,7 @@ def nearest(name: str) -> str:
 def unknown_variables(names: Iterable[str]) -> list[Finding]:
     """One finding for each ``engine_*`` name that nothing reads, with the nearest name that is read."""
     found = []
-    for name in sorted(set(names) - NAMES - set(RESULTS)):
+    for name in sorted(set(names) - NAMES):
         if not name.startswith(PREFIX) or name.startswith(RESULT_PREFIX):
             continue
         near = nearest(name)
