@@ -119,19 +119,7 @@ def capacity_findings(sizing: Sizing, pool: Pool, starts: bool) -> list[Finding]
                 "concurrency_wanted",
             )
         )
-    fixed, room = sizing.fixed_costs(pool), sizing.fixed_room()
-    total = sum(b for _, b in fixed)
-    if fixed and room is not None and total > room:
-        parts = " and ".join(f"{label} {b / GIB:.2f} GiB" for label, b in fixed if b)
-        found.append(
-            Finding(
-                f"{parts} a GPU",
-                f"at most the {room / GIB:.2f} GiB that the static memory fraction leaves",
-                "set max running requests to 8 and keep CUDA graphs off or their batch small",
-                "refuse",
-                "request_table",
-            )
-        )
+    found += sizing.findings(pool)
     gain = _hybrid_gain(sizing, pool)
     if gain is not None and gain >= 1.5:
         found.append(

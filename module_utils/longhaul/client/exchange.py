@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..engines.base import StreamEvent, Usage
+from ..engines.base import StreamEvent
 from ..results import RequestStatus
 from .http import SseReader, StreamFormatError
 
@@ -142,7 +142,7 @@ class StreamSink:
             raise StreamFormatError(f"an event of unknown shape ({exc!r}): {payload[:120]!r}") from None
         if parsed.error is not None:
             raise StreamFormatError(f"the server reported an error in mid-stream: {parsed.error[:400]}")
-        if parsed.text or _carries_token(event, parsed.usage, exchange.completion_tokens):
+        if _is_token(parsed, exchange.completion_tokens):
             exchange.token_times.append(self.now)
         if parsed.text:
             exchange.text += parsed.text
@@ -175,25 +175,11 @@ class StreamSink:
             exchange.status = RequestStatus.OK
 
 
-def _carries_token(event: Mapping[str, Any], usage: Usage | None, completion_before: int | None) -> bool:
-    """Whether an event without visible text carries a token.
-
-    A random-weights model emits tokens that decode to nothing, and half a character decodes to nothing too. vLLM's and
-    SGLang's completion chunks have a ``choices`` entry with ``text``; a chat stream opens with a role-only delta that is
-    no token; SGLang's /generate events count completion tokens up.
-    """
-    choices = event.get("choices")
-    if choices:
-        choice = choices[0]
-        if "text" in choice:
-            return choice["text"] is not None and not (choice["text"] == "" and choice.get("finish_reason") and usage is not None)
-        delta = choice.get("delta") or {}
-        if "role" in delta and not delta.get("content"):
-            return False
-        return bool(delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning"))
-    if "meta_info" in event and usage is not None and usage.completion_tokens is not None:
-        return usage.completion_tokens > (completion_before or 0)
-    return False
+def _is_token(parsed: StreamEvent, completion_before: int | None) -> bool:
+    """Whether an event carries a token: by its text, by what the adapter says, or by the count of completion tokens."""
+    if parsed.text or parsed.token is not None:
+        return bool(parsed.text or parsed.token)
+    return parsed.usage is not None and (parsed.usage.completion_tokens or 0) > (completion_before or 0)
 
 
 def explain_http_error(parser: EventParser, status: int, headers: Mapping[str, str], body: bytes, *, body_bytes: int = 0) -> str:

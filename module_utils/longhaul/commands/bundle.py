@@ -19,7 +19,7 @@ PIP = "pip==25.3"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Either --engine and --out, or --join."""
-    parser.add_argument("--engine", metavar="NAME==VERSION", help="vllm==0.25.1, sglang==0.5.12.post1 ...")
+    parser.add_argument("--engine", metavar="NAME==VERSION", help="an engine and its release, such as vllm==0.25.1")
     parser.add_argument("--device", choices=("cuda", "cpu", "rocm"), default="cuda", help="which shipped lock (default: cuda)")
     parser.add_argument("--lock", type=Path, metavar="FILE", help="a lock of your own in place of the shipped one")
     parser.add_argument("--python", metavar="X.Y", help="Python of the host (default: what the lock says)")

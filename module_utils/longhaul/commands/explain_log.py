@@ -15,7 +15,7 @@ from ..results import to_jsonable
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The log, its engine, and the form of the answer."""
-    parser.add_argument("log", metavar="FILE", help="a log of vLLM or SGLang ('-': standard input); docker logs are fine")
+    parser.add_argument("log", metavar="FILE", help="an engine's log ('-': standard input); docker logs are fine")
     parser.add_argument(
         "--engine", choices=("auto", *ENGINES), default="auto", help="whose log it is (default: see by its lines)"
     )

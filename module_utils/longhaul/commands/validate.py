@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from ..engines.registry import ENGINES
 from ..errors import UserError
 from ..keys import read_key
 from ..models.architecture import ModelArchitecture
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags; the ladder is the product of --ladder and --concurrency."""
     add = parser.add_argument
     add("--url", required=True, help="http://HOST:PORT of the server")
-    add("--engine", required=True, help="vllm or sglang")
+    add("--engine", required=True, help=" or ".join(ENGINES))
     add("--engine-version", help="where the server does not say it")
     add("--model", help="served name (default: the first of /v1/models)")
     add("--ladder", required=True, help="input lengths in tokens, comma separated: 1000,8000,100000")

@@ -125,13 +125,16 @@ class StreamEvent:
     """One server-sent event of a streamed answer.
 
     ``text`` is the piece added by this event (adapters turn cumulative texts into pieces with ``text_so_far``).
-    ``usage`` may come with any event. ``error`` is the server's message where the event is an error.
+    ``usage`` may come with any event. ``error`` is the server's message where the event is an error. ``token``: whether the event
+    carries a token although it adds no text (a random-weights model emits tokens that decode to nothing, and half a character
+    decodes to nothing too); ``None``: it does where ``usage`` counts more completion tokens than before.
     """
 
     text: str = ""
     usage: Usage | None = None
     finish_reason: str | None = None
     error: str | None = None
+    token: bool | None = False
 
 
 @dataclass(frozen=True)

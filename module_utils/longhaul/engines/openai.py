@@ -32,7 +32,18 @@ def openai_event(event: Mapping[str, Any]) -> StreamEvent:
         text=str(text or ""),
         usage=openai_usage(usage) if isinstance(usage, Mapping) else None,
         finish_reason=None if reason is None else str(reason),
+        token=_carries_token(first, has_usage=isinstance(usage, Mapping)),
     )
+
+
+def _carries_token(choice: Mapping[str, Any], *, has_usage: bool) -> bool:
+    """Whether an entry of ``choices`` is a token, with text or without. A chat stream opens with a role, which is none."""
+    if "text" in choice:
+        return choice["text"] is not None and not (choice["text"] == "" and choice.get("finish_reason") and has_usage)
+    delta = choice.get("delta") or {}
+    if "role" in delta and not delta.get("content"):
+        return False
+    return bool(delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning"))
 
 
 def message_of(data: object) -> str | None:

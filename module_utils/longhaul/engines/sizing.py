@@ -12,7 +12,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, Literal
 
 from ..dtypes import DTYPE_BYTES, normal_dtype
-from ..errors import UserError
+from ..errors import Finding, UserError
 from ..models.architecture import AttentionKind, ModelArchitecture
 from ..physics.hardware import GIB, Gpu
 from ..version import Version
@@ -268,6 +268,10 @@ class Sizing:
     def fixed_room(self) -> int | None:
         """Bytes that those fixed costs may take, ``None`` if unlimited."""
         return None
+
+    def findings(self, pool: Pool) -> list[Finding]:
+        """What the engine dies of with such a pool, beyond a pool that is too small."""
+        return []
 
     def engine_starts(self, available: int) -> bool:
         """Whether the engine's own start-up check lets a server start that cannot hold one request of the context."""

@@ -69,7 +69,7 @@ def container_from(options: Mapping[str, Any]) -> ContainerSettings:
     """Ansible's options (numbers may be strings, "" and None mean: not set) -> ContainerSettings. UserError names the option."""
     values = options_for(ContainerSettings, options, prefix="engine_container_", what="container setting")
     if not values.get("image"):
-        raise UserError("no engine_image", "an image such as vllm/vllm-openai:v0.12.0", "set engine_image")
+        raise UserError("no engine_image", "an image with its tag", "set engine_image")
     settings = ContainerSettings(**values)
     if settings.digest and not _DIGEST.fullmatch(settings.digest):
         raise UserError(f"engine_image_digest {settings.digest!r}", "sha256: and 64 hex digits", "set engine_image_digest")

@@ -208,7 +208,7 @@ class SGLang(OpenAiEngine):
         error = None
         if kind == "abort":
             error = (message_of(reason) if isinstance(reason, Mapping) else None) or "the server aborted the request"
-        return StreamEvent(text=piece, usage=usage, finish_reason=None if kind is None else str(kind), error=error)
+        return StreamEvent(text=piece, usage=usage, finish_reason=None if kind is None else str(kind), error=error, token=None)
 
     def flush_cache(self, version: Version) -> HttpRequest | None:
         """``POST /flush_cache``; answers 400 while requests run."""

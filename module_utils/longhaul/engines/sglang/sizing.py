@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ...errors import Finding
 from ...models.architecture import AttentionKind, ModelArchitecture
 from ...physics.hardware import GIB, Gpu
 from ...version import Version
@@ -184,6 +185,21 @@ class SglangSizing(Sizing):
 
     def fixed_room(self) -> int | None:
         return int(self.gpu.usable_bytes * (1 - self.mem_fraction)) if self.gpu.memory_bytes else None
+
+    def findings(self, pool: Pool) -> list[Finding]:
+        costs, room = self.fixed_costs(pool), self.fixed_room()
+        if room is None or sum(b for _, b in costs) <= room:
+            return []
+        parts = " and ".join(f"{label} {b / GIB:.2f} GiB" for label, b in costs if b)
+        return [
+            Finding(
+                f"{parts} a GPU",
+                f"at most the {room / GIB:.2f} GiB that the static memory fraction leaves",
+                "set max running requests to 8 and keep CUDA graphs off or their batch small",
+                "refuse",
+                "request_table",
+            )
+        ]
 
     def own_figures(self, pool: Pool) -> Mapping[str, int]:
         return {} if pool.local_tokens is None else {"local_kv_tokens": pool.local_tokens}
