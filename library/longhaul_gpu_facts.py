@@ -52,7 +52,6 @@ reboot_reason: {description: Why the driver works only after a reboot; empty whe
 from ansible.module_utils.longhaul_module import diff_of, run_module
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,32 +60,9 @@ from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.files import read_json, to_json, write_atomic
 from ansible.module_utils.longhaul.host.check import FAIL, WARN, expected_from
 from ansible.module_utils.longhaul.host.checks import as_facts, check_host
-from ansible.module_utils.longhaul.host.debs import INSTALLED_FORMAT, parse_installed
-from ansible.module_utils.longhaul.host.driver import compare_installed, plan_driver, reboot_needed
-from ansible.module_utils.longhaul.host.read import read_host
+from ansible.module_utils.longhaul.host.driver import compare_installed, plan_for, reboot_needed
+from ansible.module_utils.longhaul.host.read import installed_packages, kernel_module_versions, read_host
 from ansible.module_utils.longhaul.progress import ProgressWriter
-
-
-def versions(module: AnsibleModule) -> tuple[str, str]:
-    """(running, on disk) version of the kernel module; empty where there is none."""
-    running = Path("/sys/module/nvidia/version")
-    loaded = running.read_text().strip() if running.exists() else ""
-    modinfo = module.get_bin_path("modinfo", opt_dirs=["/sbin", "/usr/sbin"])
-    installed = ""
-    if modinfo:
-        code, out, _ = module.run_command([modinfo, "-F", "version", "nvidia"])
-        installed = out.strip() if code == 0 else ""
-    return loaded, installed
-
-
-def packages(module: AnsibleModule, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """(name -> version of those installed, names of those on hold; dnf's locks are not asked)."""
-    if module.get_bin_path("dpkg-query"):
-        _, out, _ = module.run_command(["dpkg-query", "-W", f"-f={INSTALLED_FORMAT}", *names])
-        on_hold = [line.split("\t")[0] for line in out.splitlines() if line.rpartition("\t")[2].startswith("hi")]
-        return parse_installed(out), on_hold
-    _, out, _ = module.run_command(["rpm", "-q", "--qf", "%{NAME}\\t%{EVR}\\n", *names])
-    return dict(line.split("\t", 1) for line in out.splitlines() if "\t" in line), []
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
@@ -96,7 +72,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     state = read_host()
     checks = check_host(state, expected)
     facts = as_facts(state, checks)
-    loaded, installed = versions(module) if state.has_nvidia else ("", "")
+    loaded, installed = kernel_module_versions() if state.has_nvidia else ("", "")
     result = {
         "changed": False,
         "ansible_facts": {"longhaul_host": facts},
@@ -108,24 +84,8 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
         "reboot_reason": reboot_needed(loaded=loaded, installed=installed, nouveau_loaded=state.nouveau_loaded),
     }
     if options["driver"] and state.has_nvidia:
-        wanted = dict(options["driver"])
-        nvswitch = state.has_nvswitch if wanted.get("nvswitch") in (None, "", "auto") else module.boolean(wanted["nvswitch"])
-        version = str(wanted.get("version") or "")
-        plan = plan_driver(
-            distribution=str(wanted.get("distribution")),
-            major=str(wanted.get("major")),
-            machine=str(wanted.get("machine", "x86_64")),
-            source=str(wanted.get("source")),
-            version=version,
-            kernel_modules=str(wanted.get("kernel_modules", "auto")),
-            nvswitch=nvswitch,
-            device_ids=[device.device_id for device in state.pci if device.kind == "gpu"],
-        )
-        if wanted.get("packages"):
-            names = tuple(str(name).split("=")[0] for name in wanted["packages"])
-            plan = dataclasses.replace(plan, names=names, packages=tuple(map(str, wanted["packages"])))
-            version = ""
-        present, held = packages(module, plan.names)
+        plan, version = plan_for(state, options["driver"])
+        present, held = installed_packages(plan.names)
         found = compare_installed(plan, version, present, held)
         result["driver_plan"] = dataclasses.asdict(plan)
         result["driver_missing"] = list(found.missing)

@@ -53,11 +53,12 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.longhaul.capacity.gate import advice, choose_gpu, drift, drift_facts, gate, planned_facts
+from ansible.module_utils.longhaul.capacity.answer import Answer, answer_drift, answer_gate
+from ansible.module_utils.longhaul.capacity.gate import choose_gpu, drift, gate
+from ansible.module_utils.longhaul.deploy.hostfacts import capacity_of_last_start
 from ansible.module_utils.longhaul.deploy.layout import layout
 from ansible.module_utils.longhaul.deploy.preflight import as_result, model_config, run_checks
 from ansible.module_utils.longhaul.engines.settings import EngineSettings, settings_from
-from ansible.module_utils.longhaul.files import read_json
 from ansible.module_utils.longhaul.physics.hardware import Gpu, detect_gpus
 from ansible.module_utils.longhaul.progress import ProgressWriter
 
@@ -78,50 +79,27 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
         config = model_config(Path(options["model_path"])) or config
     gpu, count = choose_gpu(settings.device, options["gpu"], detect_gpus())
     if options["mode"] == "drift":
-        return compare(module, settings, config, gpu)
-    ladder = [
-        (tokens + options["output_tokens"], at_once) for tokens in options["ladder_tokens"] for at_once in options["concurrency"]
-    ]
-    result = gate(options["engine"], options["version"], settings, config, gpu=gpu, host_gpus=count, ladder=ladder)
-    if result.plan is None:
-        return {"changed": False, "skipped_reason": result.skipped}
-    answer = {"changed": False, "planned": planned_facts(result.plan)}
-    refused = [f"found: {f.found} | required: {f.required} | fix: {f.fix}" for f in result.refusals]
-    for finding in result.findings:
-        if finding.severity == "warn" or options["policy"] == "warn":
-            module.warn(f"capacity: found: {finding.found} | required: {finding.required} | fix: {finding.fix}")
-    if refused and options["policy"] == "fail":
-        near = advice(result, count)
-        answer["failed"] = True
-        answer["msg"] = "\n".join(refused) + (f" | nearest plans that fit: {near}" if near else "")
-    return answer
+        answer, name = after_start(options, settings, config, gpu), "drift"
+    else:
+        lengths = [tokens + options["output_tokens"] for tokens in options["ladder_tokens"]]
+        ladder = [(tokens, at_once) for tokens in lengths for at_once in options["concurrency"]]
+        result = gate(options["engine"], options["version"], settings, config, gpu=gpu, host_gpus=count, ladder=ladder)
+        answer, name = answer_gate(result, options["policy"], count), "planned"
+    for warning in answer.warnings:
+        module.warn(warning)
+    found: dict[str, Any] = {"changed": False}
+    found |= {name: dict(answer.facts)} if answer.facts is not None else {"skipped_reason": answer.skipped}
+    return found | ({"failed": True, "msg": answer.refused} if answer.refused else {})
 
 
-def compare(module: AnsibleModule, settings: EngineSettings, config: dict[str, Any] | None, gpu: Gpu | None) -> dict[str, Any]:
-    """The engine's own figures beside the plan."""
-    options = module.params
+def after_start(options: dict[str, Any], settings: EngineSettings, config: dict[str, Any] | None, gpu: Gpu | None) -> Answer:
+    """The engine's own figures, of this start or of the last one that was watched, beside the plan."""
     capacity = options["capacity"] or {}
     if not any(v is not None for v in capacity.values()) and options["home"]:
-        facts = read_json(layout(options["home"], options["instance"]).facts_file) or {}
-        capacity = ((facts.get("deployed") or {}).get("start") or {}).get("capacity") or {}
+        capacity = capacity_of_last_start(layout(options["home"], options["instance"]))
     if config is None or gpu is None:
-        return {"changed": False, "skipped_reason": "no model configuration, or no GPU that we know"}
-    found = drift(options["engine"], options["version"], settings, config, gpu, capacity)
-    if found is None:
-        return {"changed": False, "skipped_reason": "the engine printed no capacity figures"}
-    answer = {"changed": False, "drift": drift_facts(found)}
-    if found.exact and found.predicted.get("agrees") is False:
-        text = (
-            f"found: the engine's capacity is {100 * (found.drift or 0):+.1f}% off the plan: engine {found.engine.get('sum')} | "
-            f"required: within {100 * found.predicted['tolerance']:.0f}% of the plan: {found.predicted.get('sum')} | "
-            "fix: check that settings and model are the ones planned; engine_capacity_drift: warn lets it pass"
-        )
-        if options["policy"] == "fail":
-            answer["failed"] = True
-            answer["msg"] = text
-        else:
-            module.warn(text)
-    return answer
+        return Answer(skipped="no model configuration, or no GPU that we know")
+    return answer_drift(drift(options["engine"], options["version"], settings, config, gpu, capacity), options["policy"])
 
 
 def main() -> None:

@@ -123,3 +123,9 @@ def update_facts(
     if changed and not dry_run:
         write_atomic(where.facts_file, to_json(after))
     return changed, after
+
+
+def capacity_of_last_start(where: Layout) -> dict[str, Any]:
+    """The engine's own capacity figures of the last start that was watched; empty where none is known."""
+    facts = read_json(where.facts_file) or {}
+    return dict(((facts.get("deployed") or {}).get("start") or {}).get("capacity") or {})

@@ -7,11 +7,15 @@ must have exactly the driver's version (Fabric Manager User Guide), so it carrie
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import UserError
+from ..values import converted
+from .state import HostState
 
 SOURCES = ("upstream", "distribution", "files")
 KERNEL_MODULES = ("auto", "open", "proprietary")
@@ -145,6 +149,30 @@ def plan_driver(
         architecture="sbsa" if machine in {"aarch64", "arm64"} else "x86_64",
         unpinned=unpinned,
     )
+
+
+def plan_for(state: HostState, wanted: Mapping[str, Any]) -> tuple[DriverPlan, str]:
+    """The plan for a host from the role's options, and the version to hold it against (empty where packages are given).
+
+    ``wanted``: distribution, major, machine, source, version, kernel_modules, nvswitch (auto: what the PCI bus shows), and
+    packages, which take the place of the planned ones.
+    """
+    nvswitch, version = wanted.get("nvswitch"), str(wanted.get("version") or "")
+    plan = plan_driver(
+        distribution=str(wanted.get("distribution")),
+        major=str(wanted.get("major")),
+        machine=str(wanted.get("machine", "x86_64")),
+        source=str(wanted.get("source")),
+        version=version,
+        kernel_modules=str(wanted.get("kernel_modules", "auto")),
+        nvswitch=state.has_nvswitch if nvswitch in (None, "", "auto") else converted("gpu_driver_nvswitch", nvswitch, "bool"),
+        device_ids=[device.device_id for device in state.pci if device.kind == "gpu"],
+    )
+    if not wanted.get("packages"):
+        return plan, version
+    packages = tuple(map(str, wanted["packages"]))
+    names = tuple(package.split("=")[0] for package in packages)
+    return dataclasses.replace(plan, names=names, packages=packages), ""
 
 
 def _upstream_names(family: str, branch: int, is_open: bool, nvswitch: bool, subnet: bool) -> tuple[str, ...]:

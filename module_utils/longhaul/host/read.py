@@ -13,13 +13,17 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
 from ..physics.hardware import MIB
+from .debs import INSTALLED_FORMAT, parse_installed
 from .state import GpuState, HostState, PciDevice, SmiLog
 
 NVIDIA_VENDOR = "0x10de"
+# The shell's exit code for a command that it does not find.
+NOT_INSTALLED = 127
 # What the kernel's adjtimex says when nothing disciplines the clock (include/uapi/linux/timex.h).
 _TIME_ERROR, _STA_UNSYNC = 5, 0x40
 
@@ -143,6 +147,22 @@ def read_host() -> HostState:
     )
 
 
+def kernel_module_versions(running: Path = Path("/sys/module/nvidia/version")) -> tuple[str, str]:
+    """Version of NVIDIA's kernel module: (running, on disk); empty where there is none."""
+    code, text = _ask("modinfo", "-F", "version", "nvidia")
+    return _read(running), text.strip() if code == 0 else ""
+
+
+def installed_packages(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Of these packages: (name -> version of the installed ones, names on hold). dnf's locks are not read."""
+    code, text = _ask("dpkg-query", "-W", f"-f={INSTALLED_FORMAT}", *names)
+    if code != NOT_INSTALLED:
+        on_hold = [line.split("\t")[0] for line in text.splitlines() if line.rpartition("\t")[2].startswith("hi")]
+        return parse_installed(text), on_hold
+    _, text = _ask("rpm", "-q", "--qf", "%{NAME}\\t%{EVR}\\n", *names)
+    return dict(line.split("\t", 1) for line in text.splitlines() if "\t" in line), []
+
+
 def service_state(unit: str) -> str:
     """systemd's word for a unit; absent where there is no such unit or no systemd."""
     code, text = _ask("systemctl", "show", "-p", "LoadState", "-p", "ActiveState", unit)
@@ -167,7 +187,7 @@ def clock_synchronized() -> bool | None:
 
 
 def _ask(*argv: str) -> tuple[int, str]:
-    """Exit code and output of a tool in a plain locale; 127 where it is not installed."""
+    """Exit code and output of a tool in a plain locale; ``NOT_INSTALLED`` where there is no such tool."""
     try:
         done = subprocess.run(
             argv,
@@ -175,11 +195,12 @@ def _ask(*argv: str) -> tuple[int, str]:
             text=True,
             timeout=60,
             check=False,
-            env={**os.environ, "LC_ALL": "C"},
+            # modinfo is not on every user's path.
+            env={**os.environ, "LC_ALL": "C", "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"},
             stdin=subprocess.DEVNULL,
         )
     except FileNotFoundError:
-        return 127, f"{argv[0]} is not installed"
+        return NOT_INSTALLED, f"{argv[0]} is not installed"
     except subprocess.TimeoutExpired:
         return 124, f"{argv[0]} did not answer within 60 s"
     return done.returncode, done.stdout or done.stderr

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from longhaul.errors import UserError
+from longhaul.host import read
 from longhaul.host.debs import Deb, needed, parse_deb, parse_installed
-from longhaul.host.driver import SUPPORTED, branch_of, choose_modules, compare_installed, plan_driver, reboot_needed
+from longhaul.host.driver import SUPPORTED, branch_of, choose_modules, compare_installed, plan_driver, plan_for, reboot_needed
+from longhaul.host.state import HostState, PciDevice
 
 H200, V100, B200 = "0x2335", "0x1db5", "0x2901"
 
@@ -182,3 +187,53 @@ def test_dpkgs_answers() -> None:
         parse_deb("/x/a.deb", "")
     text = "docker.io\t20.10\thi \nrunc\t1.1\tii \ngone\t2\trc \nhalf\t\tun \n"
     assert parse_installed(text) == {"docker.io": "20.10", "runc": "1.1"}
+
+
+def test_the_plan_of_a_host_from_the_roles_options() -> None:
+    wanted = {"distribution": "Debian", "major": "12", "source": "upstream", "version": "580.65.06", "nvswitch": "auto"}
+    board = HostState(pci=(PciDevice("0000:00:00.0", "0x2335", "gpu"), PciDevice("0000:00:01.0", "0x22a3", "nvswitch")))
+    plan, version = plan_for(board, wanted)
+    assert version == "580.65.06"
+    assert any("fabric" in name for name in plan.names), "the bus shows NVSwitches"
+    for word in ("no", False, "false"):
+        without, _ = plan_for(board, {**wanted, "nvswitch": word})
+        assert not any("fabric" in name for name in without.names)
+    own, version = plan_for(board, {**wanted, "packages": ["my-driver=1.2", "other"]})
+    assert (own.names, own.packages, version) == (("my-driver", "other"), ("my-driver=1.2", "other"), "")
+    with pytest.raises(UserError, match="gpu_driver_nvswitch 'perhaps'"):
+        plan_for(board, {**wanted, "nvswitch": "perhaps"})
+
+
+@pytest.mark.parametrize(
+    ("tools", "installed", "held"),
+    [
+        ({"dpkg-query": "printf 'a\\t1.0\\tii \\nb\\t2.0\\thi \\nc\\t3.0\\trc \\n'"}, {"a": "1.0", "b": "2.0"}, ["b"]),
+        ({"dpkg-query": "echo 'no packages found' >&2; exit 1"}, {}, []),
+        ({"rpm": "printf 'a\\t1.0-1\\n'; echo 'package b is not installed'; exit 1"}, {"a": "1.0-1"}, []),
+        ({}, {}, []),
+    ],
+)
+def test_the_package_database_is_asked_whichever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tools: dict[str, str], installed: dict[str, str], held: list[str]
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def ask(*argv: str) -> tuple[int, str]:
+        asked.append(argv)
+        if argv[0] not in tools:
+            return 127, f"{argv[0]} is not installed"
+        done = subprocess.run(["sh", "-c", tools[argv[0]]], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout or done.stderr
+
+    monkeypatch.setattr(read, "_ask", ask)
+    assert read.installed_packages(["a", "b"]) == (installed, held)
+    assert all(argv[-2:] == ("a", "b") for argv in asked)
+
+
+def test_the_kernel_modules_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = tmp_path / "version"
+    monkeypatch.setattr(read, "_ask", lambda *argv: (0, "580.65.06\n"))
+    assert read.kernel_module_versions(running) == ("", "580.65.06")
+    running.write_text("575.1\n", encoding="utf-8")
+    monkeypatch.setattr(read, "_ask", lambda *argv: (1, "modinfo: ERROR: Module nvidia not found."))
+    assert read.kernel_module_versions(running) == ("575.1", "")
