@@ -34,3 +34,15 @@ def write_tokenizer(folder: Path, *, vocab: int = 1200, template: str | None = C
     config = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"} | ({"chat_template": template} if template else {})
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
+
+
+def without_tokenizer_json(folder: Path, tokenizer_class: str = "Qwen2Tokenizer") -> Path:
+    """Turn the tokenizer in ``folder`` into vocabulary and merges, as older releases of GPT-2 and Qwen have it."""
+    raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    (folder / "vocab.json").write_text(json.dumps(raw["vocab"]), encoding="utf-8")
+    merges = "\n".join(m if isinstance(m, str) else " ".join(m) for m in raw["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    (folder / "tokenizer.json").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": tokenizer_class}), encoding="utf-8")
+    return folder

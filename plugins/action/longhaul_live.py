@@ -55,11 +55,15 @@ class LiveAction(ActionBase):
         """Whether it may take long enough to be worth a job in the background."""
         return not self._task.check_mode
 
+    def _arguments(self, task_vars: dict[str, Any]) -> dict[str, Any]:
+        """The module's arguments. A plugin may prepare the host for them."""
+        return dict(self._task.args)
+
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         name = self._task.action.rsplit(".", 1)[-1]
-        arguments = dict(self._task.args)
+        arguments = self._arguments(task_vars)
         if not self._is_long():
             result.update(self._execute_module(module_name=name, module_args=arguments, task_vars=task_vars))
             return result

@@ -13,6 +13,8 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,15 @@ _SETTINGS = (
     "chat_template.jinja",
     "chat_template.json",
 )
+
+
+def files_to_convert(names: Iterable[str]) -> tuple[str, ...]:
+    """Of the file names in a model's folder, those that a ``tokenizer.json`` is made from; empty where it has one already."""
+    there = set(names)
+    vocabularies = sorted(n for n in there if any(fnmatch(n, pattern) for pattern in _VOCABULARIES))
+    if "tokenizer.json" in there or not vocabularies:
+        return ()
+    return (*vocabularies, *(n for n in _SETTINGS if n in there))
 
 
 def vocabulary_files(folder: Path) -> tuple[Path, ...]:

@@ -15,21 +15,9 @@ from longhaul.prompts.build import ensure_corpus
 from longhaul.prompts.convert import converted, has_tokenizer, vocabulary_files
 from longhaul.prompts.text import generated_chunks
 from longhaul.prompts.tokenizer import load_tokenizer
-from tiny_tokenizer import CHATML, SPECIAL, write_tokenizer
+from tiny_tokenizer import CHATML, SPECIAL, without_tokenizer_json, write_tokenizer
 
 TEXT = f"The river runs. {SPECIAL[1]}hello 12,345 zw\u00f6lf"
-
-
-def without_tokenizer_json(folder: Path, tokenizer_class: str = "Qwen2Tokenizer") -> Path:
-    """The small tokenizer as vocabulary and merges, as older releases of GPT-2 and Qwen have it."""
-    raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    (folder / "vocab.json").write_text(json.dumps(raw["vocab"]), encoding="utf-8")
-    merges = "\n".join(m if isinstance(m, str) else " ".join(m) for m in raw["merges"])
-    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
-    (folder / "tokenizer.json").unlink()
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": tokenizer_class}), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")
