@@ -18,7 +18,7 @@ _live = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_live)
 
 
-class ActionModule(_live.LiveAction):  # type: ignore[misc, name-defined]
+class ActionModule(_live.LiveAction):  # type: ignore[name-defined]
     """Start async, follow the progress file, collect the result."""
 
     def _arguments(self, task_vars: dict[str, Any]) -> dict[str, Any]:
