@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +17,10 @@ from pathlib import Path
 import pytest
 from longhaul.deploy.layout import Layout
 from longhaul.deploy.runtimes.process import ProcessRuntime
+from longhaul.deploy.runtimes.registry import state_of
 from longhaul.deploy.runtimes.supervisor import Supervisor, daemon_config, program_config
-from longhaul.deploy.service import give_up
-from longhaul.deploy.spec import Spec
+from longhaul.deploy.service import Reached, give_up, reach
+from longhaul.deploy.spec import Spec, load_spec
 from longhaul.errors import UserError
 from support.environments import supervisor_env
 from support.specs import make_spec
@@ -151,6 +153,52 @@ def test_a_start_that_fails_stays_down_and_an_engine_that_was_up_comes_back(home
     steady.supervisor.give_up(10)
     assert not steady.supervisor.state().alive
     assert steady.starts == 2
+
+
+def test_the_states_of_an_endpoint_on_a_real_supervisord(home: Path) -> None:
+    """What the module longhaul_service asks for, from nothing to nothing."""
+    one = Endpoint(home)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def deploy(name: str) -> None:
+        document = make_spec(spec_id=name, port=port).document
+        one.where.current_spec.write_text(json.dumps({"do": "run", **document}), encoding="utf-8")
+
+    def go(wanted: str, dry_run: bool = False) -> Reached:
+        reached = reach(one.where, wanted, stop_timeout_s=10, dry_run=dry_run)
+        # What the launcher writes when it becomes the engine.
+        if reached.started and not dry_run:
+            until(lambda: one.starts > 0)
+            one.where.running_file.write_text(reached.spec_id or "", encoding="utf-8")
+        return reached
+
+    deploy("first")
+    assert go("started", dry_run=True).changed
+    assert not one.supervisor.running(), "check mode starts nothing"
+    first = go("started")
+    assert (first.changed, first.started, first.after.alive, first.log_position) == (True, True, True, 0)
+    again = go("started")
+    assert (again.changed, again.after.pid) == (False, first.after.pid)
+    # Another spec is deployed: the process that was started with the first one is not this endpoint any more.
+    deploy("second")
+    assert state_of(one.where, load_spec(one.where)).state == "ABSENT"
+    second = go("started")
+    assert (second.changed, second.started) == (True, True)
+    assert second.after.pid != first.after.pid
+    assert second.log_position > 0, "its log begins after the first one's"
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", port))
+        stranger.listen(1)
+        with pytest.raises(UserError, match=f"port {port} on 127.0.0.1 is held by pid {os.getpid()}"):
+            go("restarted")
+    assert go("started").changed
+    assert go("stopped").changed
+    assert not go("stopped").changed
+    assert go("absent").changed
+    assert not one.supervisor.running(), "supervisord ends with its last program"
+    assert not go("absent").changed
 
 
 def test_a_watch_that_outlived_its_controller_leaves_the_next_deployment_alone(home: Path) -> None:
