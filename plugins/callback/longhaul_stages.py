@@ -69,7 +69,7 @@ class Step:
     unreachable: dict[str, None] = field(default_factory=dict)
     did_something: bool = False
     showed_progress: bool = False
-    planned_only: bool = False
+    planned: int = 0
 
 
 class Stages:
@@ -82,7 +82,7 @@ class Stages:
         self._play: Step | None = None
         self._step: Step | None = None
         self._play_has_lines = False
-        self._changed = 0
+        self._changed = self._planned = 0
         self._said = ""
 
     def begin_play(self, name: str) -> None:
@@ -98,15 +98,15 @@ class Stages:
             self._step = Step(name, self._clock())
             self._said = ""
 
-    def result(self, host: str, state: str, *, planned_only: bool = False) -> None:
-        """A task ended on a host: ok, changed, skipped, failed or unreachable. ``planned_only``: check mode."""
+    def result(self, host: str, state: str) -> None:
+        """A task ended on a host: ok, changed, planned (a change that check mode left out), skipped, failed or unreachable."""
         for part in (self._play, self._step):
             if part is None or state == "skipped":
                 continue
             part.did_something = True
             part.hosts[host] = None
             part.changed += state == "changed"
-            part.planned_only |= planned_only
+            part.planned += state == "planned"
             if state == "failed":
                 part.failed[host] = None
             elif state == "unreachable":
@@ -114,6 +114,7 @@ class Stages:
         if state != "skipped":
             self._hosts[host] = None
         self._changed += state == "changed"
+        self._planned += state == "planned"
 
     def progress(self, host: str, text: str) -> None:
         """A long task says how far it is."""
@@ -142,7 +143,8 @@ class Stages:
     def end(self) -> None:
         """The run has ended."""
         self.end_play()
-        changed = f"{self._changed} changed" if self._changed else "nothing changed"
+        counts = [f"{self._changed} changed" if self._changed else "", f"{self._planned} would change" if self._planned else ""]
+        changed = ", ".join(text for text in counts if text) or "nothing changed"
         self._line(self._columns("In all", changed, self._clock() - self._began), None)
 
     def _end_step(self) -> None:
@@ -150,7 +152,7 @@ class Stages:
         if step is None or not step.did_something:
             return
         took_s = self._clock() - step.began
-        if step.changed or step.failed or step.unreachable or step.showed_progress or took_s >= SILENT_S:
+        if step.changed or step.planned or step.failed or step.unreachable or step.showed_progress or took_s >= SILENT_S:
             self._play_has_lines = True
             self._print(self._label(step), step)
 
@@ -159,11 +161,13 @@ class Stages:
 
     def _print(self, label: str, step: Step) -> None:
         parts = [
-            *([f"{step.changed} {'would change' if step.planned_only else 'changed'}"] if step.changed else []),
+            *([f"{step.changed} changed"] if step.changed else []),
+            *([f"{step.planned} would change"] if step.planned else []),
             *([f"{len(step.failed)} failed"] if step.failed else []),
             *([f"{len(step.unreachable)} unreachable"] if step.unreachable else []),
         ]
-        color = C.COLOR_ERROR if step.failed or step.unreachable else C.COLOR_CHANGED if step.changed else C.COLOR_OK
+        color = C.COLOR_CHANGED if step.changed or step.planned else C.COLOR_OK
+        color = C.COLOR_ERROR if step.failed or step.unreachable else color
         where = f" [{self._names(step.hosts)}]" if len(self._hosts) > 1 else ""
         self._line(self._columns(label + where, ", ".join(parts) or "ok", self._clock() - step.began), color)
 
@@ -259,6 +263,7 @@ class CallbackModule(DefaultCallback):
         self.verbose = self._display.verbosity > 0
         self._task: Any = None
         self._held: list[str] = []
+        self._checks = bool(cli.CLIARGS.get("check"))
         self._failed = False
         self._stages = Stages(self._say, time.monotonic)
         # --step asks before each task, on the line that would be drawn over.
@@ -368,11 +373,12 @@ class CallbackModule(DefaultCallback):
         """A task ended well on a host."""
         self._handle_warnings(result.result)
         changed = bool(result.result.get("changed"))
-        planned = bool(getattr(result.task, "check_mode", False))
+        # In a real run a task may look in check mode, too: what it reports is no plan of the run's.
+        planned = changed and self._checks and bool(result.task.check_mode)
         with self._screen.lock:
             if not isinstance(result.task, TaskInclude):
-                self._stages.result(result.host.get_name(), "changed" if changed else "ok", planned_only=planned)
-            if changed and planned:
+                self._stages.result(result.host.get_name(), "planned" if planned else "changed" if changed else "ok")
+            if planned:
                 self._say(f"  [{result.host.get_name()}] would change: {plain_name(result.task)}", C.COLOR_CHANGED)
             elif result.task.action in C._ACTION_DEBUG and "msg" in result.result:
                 self._say(f"  [{result.host.get_name()}] {result.result['msg']}")

@@ -125,9 +125,10 @@ class TestStages:
         run = Run()
         run.stages.begin_play("Provision")
         run.stages.begin_step("Install")
-        run.stages.result("a", "changed", planned_only=True)
+        run.stages.result("a", "planned")
+        run.stages.result("a", "changed")
         run.stages.end()
-        assert run.said[0] == "Provision: Install 1 would change 0.0 s"
+        assert run.said == ["Provision: Install 1 changed, 1 would change 0.0 s", "In all 1 changed, 1 would change 0.0 s"]
 
 
 class TestScreen:
@@ -199,6 +200,11 @@ PLAY = """
     - name: Look at things
       ansible.builtin.set_fact:
         lh_one: 1
+    - name: Look in check mode
+      ansible.builtin.command: "true"
+      check_mode: "{{ inventory_hostname == 'a' }}"
+      when: inventory_hostname in ('a', 'b')
+      changed_when: false
     - name: Say
       ansible.builtin.debug:
         msg: a word from a task
