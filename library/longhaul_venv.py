@@ -22,6 +22,7 @@ options:
   wheelhouse: {description: "A folder of wheels on the host; pip then asks no index.", type: path}
   system_site_packages: {description: Let the environment see the interpreter's own packages., type: bool, default: false}
   tools: {description: "A folder where uv lies or is brought to; without it pip installs.", type: path}
+  with_pip: {description: "Whether pip is wanted in it; without, a small environment is made much faster.", type: bool, default: true}
   needed_bytes: {description: Free disk required before anything is installed., type: int, default: 0}
   progress_file: {description: Set by the action plugin., type: path}
 """
@@ -83,6 +84,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
         system_site_packages=options["system_site_packages"],
         needed_bytes=options["needed_bytes"],
         tools=Path(options["tools"]) if options["tools"] else None,
+        with_pip=options["with_pip"],
     )
     return result
 
@@ -100,6 +102,7 @@ def main() -> None:
             "system_site_packages": {"type": "bool", "default": False},
             "needed_bytes": {"type": "int", "default": 0},
             "tools": {"type": "path"},
+            "with_pip": {"type": "bool", "default": True},
         },
         work,
     )

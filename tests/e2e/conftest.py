@@ -29,7 +29,7 @@ LADDER: dict[str, Any] = {
 FIRST: dict[str, Any] = {
     "context_test_ladder_tokens": [1000, 7900],
     "context_test_concurrency": [1],
-    "context_test_points": [{"input_tokens": 2500, "output_tokens": 8, "concurrency": 4}],
+    "context_test_points": [{"input_tokens": 2100, "output_tokens": 8, "concurrency": 4}],
     "context_test_output_tokens": 8,
 }
 

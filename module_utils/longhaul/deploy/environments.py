@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import require_free, write_atomic
-from .uv import Say, fetch_uv, install_with_uv, read_pip_configuration
+from .uv import PipConfiguration, Say, fetch_uv, install_with_uv, is_fetched, read_pip_configuration
 
 STAMP = "longhaul-environment.json"
 LOCK_PYTHON = re.compile(r"^#\s*python:\s*(\d+)\.(\d+)\s*$", re.MULTILINE)
@@ -163,11 +163,13 @@ def build_environment(
     needed_bytes: int = 0,
     pip_timeout_s: int = 60,
     tools: Path | None = None,
+    with_pip: bool = True,
 ) -> str:
     """Make ``path`` an environment that holds exactly the lock. Returns the base interpreter used.
 
     A half-made environment (no stamp) is thrown away first. ``wheelhouse``: a folder of wheels; pip then asks no index.
-    ``tools``: a folder where uv lies or is brought to; without it pip installs.
+    ``tools``: a folder where uv lies or is brought to; without it pip installs. ``with_pip``: false where nobody will want pip in it;
+    bringing pip takes longer than everything else of a small environment.
     """
     pip_wheel = find_pip_wheel(wheelhouse)
     candidate, base = _choose(candidates, lock.python, pip=pip_wheel is None)
@@ -180,23 +182,21 @@ def build_environment(
     if path.exists():
         shutil.rmtree(path)
     say(f"installing: making {path.name} with {base}")
+    # Versions without pins are pip's to choose, and a wheelhouse may hold no uv.
+    quick = tools if lock.pinned and not wheelhouse else None
+    configuration = read_pip_configuration(base) if quick and not with_pip and is_fetched(quick) else None
     borrowed = package_folders(candidate) if system_site_packages else ()
     command = [base, "-m", "venv"]
     command += ["--system-site-packages"] if system_site_packages and not borrowed else []
-    command += ["--without-pip"] if pip_wheel else []
+    command += ["--without-pip"] if pip_wheel or configuration else []
     _run([*command, str(path)], "python -m venv", say=None)
     python = str(path / "bin" / "python")
     if borrowed:
         _borrow(path, python, borrowed)
     total = len(lock.requirements)
-    # Versions without pins are pip's to choose, and a wheelhouse may hold no uv.
-    quick = (
-        tools is not None
-        and lock.pinned
-        and not wheelhouse
-        and _install_quickly(path, python, lock, tools, extra_index_urls, say)
-    )
-    if not quick:
+    if not quick or not _install_quickly(path, python, lock, quick, configuration, extra_index_urls, say):
+        if configuration:
+            _run([python, "-m", "ensurepip", "--default-pip"], "python -m ensurepip", say=None)
         _install_with_pip(
             [python, *([f"{pip_wheel}/pip"] if pip_wheel else ["-m", "pip"])],
             lock,
@@ -211,9 +211,20 @@ def build_environment(
     return base
 
 
-def _install_quickly(path: Path, python: str, lock: Lock, tools: Path, extra_index_urls: Sequence[str], say: Say) -> bool:
-    """Install a lock with uv. False where uv is not to be had, failed, or left another set than the lock's."""
-    configuration = read_pip_configuration(python)
+def _install_quickly(
+    path: Path,
+    python: str,
+    lock: Lock,
+    tools: Path,
+    configuration: PipConfiguration | None,
+    extra_index_urls: Sequence[str],
+    say: Say,
+) -> bool:
+    """Install a lock with uv. False where uv is not to be had, failed, or left another set than the lock's.
+
+    Without a ``configuration``, the environment's own pip is asked for it.
+    """
+    configuration = configuration or read_pip_configuration(python)
     uv = fetch_uv(python, tools) if configuration else None
     if uv is None or configuration is None:
         return False

@@ -101,11 +101,16 @@ def read_pip_configuration(python: str) -> PipConfiguration | None:
     return None if listed is None else parse_pip_configuration(listed)
 
 
+def is_fetched(folder: Path) -> bool:
+    """Does uv lie below ``folder``?"""
+    return (folder / UV.replace("==", "-") / "bin" / "uv").exists()
+
+
 def fetch_uv(python: str, folder: Path) -> Path | None:
     """The uv program below ``folder``, brought there by this interpreter's pip if need be. None where it is not to be had."""
     home = folder / UV.replace("==", "-")
     program = home / "bin" / "uv"
-    if not program.exists():
+    if not is_fetched(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(dir=folder, prefix=".uv-"))

@@ -131,7 +131,7 @@ class TestInstall:
 class TestEnvironment:
     """build_environment with a real venv and pip; a program of our own stands for uv."""
 
-    def build(self, path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch, install: Any) -> list[str]:
+    def build(self, path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch, install: Any, **more: Any) -> list[str]:
         """Build the lock; returns what was said."""
         monkeypatch.setenv("PIP_NO_INDEX", "1")
         monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
@@ -139,7 +139,7 @@ class TestEnvironment:
         monkeypatch.setattr(environments, "install_with_uv", install)
         said: list[str] = []
         lock = parse_lock("lhalpha==1.0\nlhbeta==2.0+cpu\n")
-        build_environment(path, lock, [BASE], say=said.append, tools=path.parent / "tools")
+        build_environment(path, lock, [BASE], say=said.append, tools=path.parent / "tools", **more)
         assert is_built(path, lock)
         assert missing_from(path, lock) == []
         return said
@@ -161,6 +161,19 @@ class TestEnvironment:
         assert any("lhbeta==2.0+cpu" in text for text in said), "pip installed it"
         assert not (tmp_path / ".env.uv").exists(), "the cache ends with the installation"
 
+    @pytest.mark.parametrize("works", [True, False])
+    def test_an_environment_without_pip_gets_one_only_where_uv_fails(
+        self, works: bool, tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def from_outside(_uv: Path, python: str, words: list[str], *_: Any, **_more: Any) -> bool:
+            assert subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode != 0
+            pip = [BASE, "-m", "pip", "--python", python, "install", "-q", "--disable-pip-version-check", *words]
+            return works and subprocess.run(pip, check=False).returncode == 0
+
+        monkeypatch.setattr(environments, "is_fetched", lambda _tools: True)
+        self.build(tmp_path / "env", wheels, monkeypatch, from_outside, with_pip=False)
+        assert (tmp_path / "env" / "bin" / "pip").exists() is not works
+
     def test_the_extra_index_is_asked_only_for_what_it_alone_may_have(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -174,7 +187,7 @@ class TestEnvironment:
         monkeypatch.setattr(environments, "fetch_uv", lambda _python, tools: tools)
         monkeypatch.setattr(environments, "install_with_uv", refuse_all_at_once)
         lock = parse_lock("lhalpha==1.0\nlhbeta==2.0+cpu\n")
-        assert not environments._install_quickly(tmp_path / "env", "python", lock, tmp_path, ["https://x/cpu"], print), (
+        assert not environments._install_quickly(tmp_path / "env", "python", lock, tmp_path, None, ["https://x/cpu"], print), (
             "nothing was installed, whatever it says"
         )
         assert asked == [
