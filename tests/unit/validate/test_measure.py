@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -42,13 +44,21 @@ def test_a_cancellation_that_the_sampler_never_sees_does_not_hang_the_run(
 
 
 def test_a_client_that_lags_says_so_of_itself(tmp_path: Path) -> None:
-    with StandIn("--ttft", "0.6", "--gap", "0.002") as server:
+    blocked = []
+    with StandIn("--ttft", "1.5", "--gap", "0.002") as server:
 
         def slow_screen(step: Progress) -> None:
-            if step.stage == "running":
-                time.sleep(0.4)  # blocks the event loop over the first token's arrival
+            if step.stage != "running" or blocked:
+                return
+            with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as answer:
+                metrics = answer.read().decode()
+            # The request is with the server, so its first token comes while the event loop stands still.
+            if re.search(r"^vllm:num_requests_running\S* 1", metrics, re.MULTILINE):
+                blocked.append(step)
+                time.sleep(1.7)
 
         result = validate(config(server.url, tmp_path), slow_screen)
+    assert blocked
     assert result.verdict is Verdict.INCONCLUSIVE
     assert codes(result) == {"client_lag"}
     assert (result.points[0].client_lag_s or 0) > 0.2
