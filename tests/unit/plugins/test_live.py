@@ -81,3 +81,9 @@ def test_a_look_at_a_folder_is_no_job_in_the_background(source: str, check: bool
     action = model.ActionModule.__new__(model.ActionModule)
     action._task = SimpleNamespace(check_mode=check, args={"source": source})
     assert action._is_long() is wanted
+
+
+@pytest.mark.parametrize("name", ["longhaul_wait", "longhaul_venv", "longhaul_model", "longhaul_validate"])
+def test_only_a_validation_prepares_its_host(name: str) -> None:
+    """The others pass their arguments on: two of these files are one, and what is written into it holds for both."""
+    assert ("_arguments" in vars(load(name).ActionModule)) == (name == "longhaul_validate")
