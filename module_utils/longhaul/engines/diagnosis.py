@@ -35,9 +35,9 @@ class PhaseMark:
 
 @dataclass(frozen=True)
 class FailureMark:
-    """A substring of a log line that names why a start or a run failed. ``wrapper``: only hides the cause above it.
+    """A substring of a log line that names why a start or a run failed. ``wrapper``: the line only hides the cause above it.
 
-    ``explains``: a broader cause of the same failure, which it takes the place of, though it stands below it in the log.
+    ``explains``: the broader cause that this one replaces, although it stands further down in the log.
     """
 
     needle: str
@@ -71,7 +71,7 @@ class LogMarks(Protocol):
         ...
 
 
-# Process, level, time and source file of a log line: the message is what tells.
+# What a logger puts before its message: process, level, time, source file.
 _PREFIX = re.compile(r"^(\(.*?pid=\d+\)\s*)?([A-Z]+ [\d:. -]+ (\[[^\]]+\])?|\[[^\]]*\])\s*")
 _ERROR = re.compile(r"error|exception|killed|signal", re.IGNORECASE)
 _ROUTINE = re.compile(r"^(\(.*?pid=\d+\)\s*)?(WARNING|INFO|DEBUG)\b")
@@ -85,12 +85,12 @@ _NCCL = "raise shm_size (or host IPC), check `nvidia-smi topo -m` and the fabric
 _NCCL_FAILED = "NCCL failed between the GPUs"
 _NCCL_FULL = "no GPU memory left for NCCL's buffers"
 _NCCL_ROOM = (
-    "lower gpu_memory_utilization: NCCL takes its buffers from what the engine leaves, those between pipeline stages with the "
-    "first request only"
+    "lower gpu_memory_utilization: NCCL takes its buffers from what the engine leaves. Those between pipeline stages come with the "
+    "first request"
 )
 _OOM = (
     "lower gpu_memory_utilization or max_num_batched_tokens, bound max_num_seqs, or use more GPUs; "
-    "the phase says what was allocating"
+    "the phase says what the memory was for"
 )
 _SHM = (
     "enlarge /dev/shm on the host (mount -o remount,size=16g /dev/shm), or, with the docker runtime, give the container its own: "
@@ -99,7 +99,7 @@ _SHM = (
 _RAM = "free or add memory on the host; on a CPU engine lower cpu_kv_cache_gib; in a container raise its memory limit"
 _DISK = "free space on the file system named in the line (model store, compile cache, or /dev/shm: raise shm_size)"
 _COMPILER = "install a C/C++ compiler and the Python headers on the host, or set enforce_eager to do without compiling"
-_HARDWARE = "look at `dmesg` for Xid and at `nvidia-smi -q -d ECC`, take the host out of service if it repeats"
+_HARDWARE = "look at `dmesg` for Xid and at `nvidia-smi -q -d ECC`; take the host out of service if it happens again"
 
 COMMON_FAILURES: tuple[FailureMark, ...] = (
     # argparse: printed last, exit code 2
@@ -123,8 +123,8 @@ COMMON_FAILURES: tuple[FailureMark, ...] = (
     FailureMark("HIP out of memory", "the GPU ran out of memory", _OOM),
     FailureMark("CUDA error: out of memory", "the GPU ran out of memory", _OOM),
     FailureMark("DefaultCPUAllocator: can't allocate memory", "the host ran out of memory", _RAM),
-    FailureMark("(exit code: -9)", "a process was killed, most likely by the kernel for want of host memory", _RAM),
-    FailureMark("with exit code -9", "a process was killed, most likely by the kernel for want of host memory", _RAM),
+    FailureMark("(exit code: -9)", "a process was killed, most likely by the kernel because the host ran out of memory", _RAM),
+    FailureMark("with exit code -9", "a process was killed, most likely by the kernel because the host ran out of memory", _RAM),
     FailureMark("uncorrectable ECC error", "the GPU's memory is faulty", _HARDWARE),
     FailureMark("an illegal memory access was encountered", "a GPU kernel failed", _HARDWARE),
     FailureMark("CUDA error: unspecified launch failure", "a GPU kernel failed", _HARDWARE),
@@ -222,21 +222,22 @@ def _around(line: str, needle: str, most: int = 400) -> str:
     return line[start : start + most]
 
 
-# How Python ends a traceback, behind whatever a logger puts in front: "(EngineCore pid=31) ERROR … [core.py:1510] ".
+# The last line of a Python traceback, behind whatever a logger puts in front: "(EngineCore pid=31) ERROR … [core.py:1510] ".
 _RAISED = re.compile(r"(?:^|\] )(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): \S")
-# Its first line behind words of the engine, which thereby says that this exception is the end.
+# The first line of a traceback, where the engine's own words stand before it: this exception ended the engine.
 _TRACEBACK = ": Traceback (most recent call last):"
-# The engine got over what the line names: a file that it does without, an exception that it logged as a warning.
+# The engine survived what the line names: a file that it does without, an exception that it logged as a warning.
 _SURVIVED = re.compile(r"\b(?:proceed|continu)(?:e|es|ed|ing|s)? without\b", re.IGNORECASE)
 _WARNED = re.compile(r"^(?:\([^)]*pid=\d+\) )?(?:WARNING|INFO|DEBUG) ")
 _FIRST_ERROR = "this is the first error that its log holds; ansible-playbook playbooks/logs.yml shows what leads to it"
 
 
 def diagnose(lines: Iterable[str], marks: LogMarks) -> Diagnosis | None:
-    """Name the cause of a failure from a log: the first true cause wins, a wrapper only if nothing better is there.
+    """The cause of a failure that a log names, or ``None``. The first mark that is no wrapper wins.
 
-    A cause that other marks explain waits for what they say further down. A wrapper gives its place as evidence to the first
-    exception that the log holds, known to us or not; one that opens a traceback itself, to the first from there on.
+    A cause that other marks explain (``FailureMark.explains``) gives way to the first of them further down. Where only a wrapper is
+    found, the evidence is the first exception of the log, known to us or not; where the wrapper's line opens a traceback, the
+    first one from there on.
     """
     reached: Phase | None = None
     wrapper: Diagnosis | None = None
@@ -269,14 +270,14 @@ def diagnose(lines: Iterable[str], marks: LogMarks) -> Diagnosis | None:
 
 
 def last_words(lines: Sequence[str], marks: LogMarks, *, named: bool = False) -> str | None:
-    """Why a server died that served, in one line: the cause that its log names and the fix, else the last error that it logged.
+    """Why a server that had served died, in one line: the cause and the fix that its log names, else its last logged error.
 
-    ``lines``: what was logged since it was last known to be well; what it had logged before, it survived. ``named``: a cause
-    or nothing.
+    ``lines``: what it logged since it last answered (it survived what it logged before). ``named``: return a known cause or
+    ``None``.
     """
     own = [line for line in _last_served(lines, marks) if not _NOISE.fullmatch(line)]
     if found := diagnose(own, marks):
-        # What only hides a cause has no fix.
+        # A wrapper only hides the cause: there is nothing to fix in it.
         hidden = any(m.wrapper and m.cause == found.cause for m in marks.failures)
         return f"{found.cause} ({plain_message(found.evidence)})" + ("" if hidden else f" | fix: {found.advice}")
     errors = [] if named else [x for x in own if _ERROR.search(x) and not _ROUTINE.match(x)]
@@ -284,7 +285,7 @@ def last_words(lines: Sequence[str], marks: LogMarks, *, named: bool = False) ->
 
 
 def _last_served(lines: Sequence[str], marks: LogMarks) -> list[str]:
-    """The lines of the last life of the server that served: one that is started in its place, and why that fails, is another."""
+    """The lines of the last start that became ready. A server that is started in its place, and its failure, are another start."""
     lives: list[list[str]] = [[]]
     for line in lines:
         if LIFE in line:
@@ -295,14 +296,17 @@ def _last_served(lines: Sequence[str], marks: LogMarks) -> list[str]:
 
 
 def plain_message(line: str) -> str:
+    """A log line without what the logger put before it, on one line, cut to 300 characters."""
     return " ".join(_PREFIX.sub("", line.strip()).split())[:300]
 
 
 def unnamed(lines: list[str], phase: Phase, cause: str) -> Diagnosis:
+    """A diagnosis for a failure that no mark names: the evidence is the log's last error, else its last line."""
     errors = [x for x in lines if _ERROR.search(x)]
     evidence = (errors or list(last_lines(lines, 1)) or ["the log is empty"])[-1].strip()[-400:]
     return Diagnosis(cause, evidence, "read the engine's log (ansible-playbook playbooks/logs.yml)", phase)
 
 
 def last_lines(lines: list[str], count: int = 15) -> tuple[str, ...]:
+    """The last lines that say something."""
     return tuple(x for x in lines if not _NOISE.fullmatch(x))[-count:]

@@ -1,4 +1,4 @@
-"""An engine's log, read and explained: phases of the start with seconds, capacity, what its figures are not, failures.
+"""What an engine's log says: the phases of the start with seconds, capacity, failures, and what its figures do not mean.
 
 Nothing here is a measurement. The log's throughput figures in particular are bookings (see ``log.Throughput``), and
 :func:`explain` says so with the numbers of the log at hand.
@@ -17,8 +17,10 @@ from .registry import ENGINES
 
 @dataclass(frozen=True)
 class PhaseSpan:
-    """One phase of the last start: seconds from the start's first line, and how long it lasted (``None``: unknown or
-    still in it)."""
+    """One phase of the last start: when it began, counted from the start's first line, and how long it lasted.
+
+    ``None``: the log does not say, or the phase has not ended.
+    """
 
     phase: Phase
     begin_s: float | None
@@ -62,8 +64,7 @@ def last_start(lines: Sequence[str], opening: str) -> tuple[Sequence[str], int]:
 def phase_spans(lines: Iterable[str], adapter: EngineAdapter) -> tuple[PhaseSpan, ...]:
     """The phases that the lines mark, in the order of a start, each with its seconds.
 
-    A phase lasts until the next one begins. A line without a stamp takes the last stamp before it (exact to the second
-    on vLLM, whose last line has none).
+    A phase lasts until the next one begins. A line without a stamp counts as written at the last stamp before it.
     """
     order = list(Phase)
     begins: dict[Phase, float | None] = {}
@@ -95,7 +96,7 @@ def phase_spans(lines: Iterable[str], adapter: EngineAdapter) -> tuple[PhaseSpan
 
 
 def explain(lines: Sequence[str], adapter: EngineAdapter) -> LogReport:
-    """Read a log of that engine. Pure; any text is taken, what it does not hold comes back as ``None`` or empty."""
+    """Read a log of that engine. Takes any text; what the text does not hold is ``None`` or empty."""
     own, starts = last_start(lines, adapter.log_opening)
     spans = phase_spans(own, adapter)
     ready = any(s.phase is Phase.READY for s in spans)
@@ -127,8 +128,8 @@ def as_text(report: LogReport) -> str:
         ("local-attention pool", report.capacity.local_kv_tokens, "tokens"),
         ("context", report.capacity.context_tokens, "tokens"),
         ("requests of that length at once", report.capacity.max_concurrency, "x"),
-        ("KV memory", report.capacity.available_kv_gib, "GiB a GPU"),
-        ("weights", report.capacity.weights_gib, "GiB a GPU"),
+        ("KV memory", report.capacity.available_kv_gib, "GiB per GPU"),
+        ("weights", report.capacity.weights_gib, "GiB per GPU"),
     )
     if any(value is not None for _, value, _ in figures):
         rows += ["", "Capacity, in the engine's own words"]

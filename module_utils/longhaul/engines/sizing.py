@@ -19,7 +19,7 @@ from ..version import Version
 from .block_size import check_one_token
 from .settings import SizeSettings
 
-# The engines print memory with two decimals: the true figure lies within half of the last one.
+# Engines print memory with two decimals: the true figure is at most half of the last one away.
 _PRINTED_HALF_GIB = 0.005
 LONGEST_TOKENS = 1 << 40
 
@@ -207,7 +207,7 @@ class Sizing:
 
     @property
     def load_slack_bytes(self) -> int:
-        """Bytes of a GPU that loading the weights leaves unusable beside them."""
+        """Bytes per GPU that loading the weights leaves unusable."""
         return 0
 
     @functools.cached_property
@@ -254,7 +254,7 @@ class Sizing:
         raise NotImplementedError
 
     def request_bytes(self, tokens: int) -> int:
-        """KV bytes a GPU of one request."""
+        """KV bytes per GPU of one request."""
         raise NotImplementedError
 
     def explains(self, printed: int, low: int, high: int) -> bool:
@@ -270,7 +270,7 @@ class Sizing:
         return None
 
     def findings(self, pool: Pool) -> list[Finding]:
-        """What the engine dies of with such a pool, beyond a pool that is too small."""
+        """Reasons of this engine to refuse such a pool, other than its size."""
         return []
 
     def engine_starts(self, available: int) -> bool:
@@ -287,7 +287,7 @@ class Sizing:
 
     @functools.cached_property
     def layer_token_bytes(self) -> int:
-        """KV bytes a token and layer on one GPU. MLA's latent is whole on every GPU; KV heads are split, then replicated."""
+        """KV bytes per token and layer on one GPU. MLA's latent is whole on every GPU; KV heads are split, then replicated."""
         if self.model.mla:
             return round(self.model.mla.cache_width * self.kv_dtype_bytes)
         heads = max(1, self.model.kv_heads // self.settings.tensor_parallel)
@@ -298,7 +298,7 @@ class Sizing:
         return sum(stage.first <= i < stage.end for i in group.layers)
 
     def marginal_token_bytes(self) -> int:
-        """One more token of a long request: only groups that keep every token pay, each a whole block row of the pool."""
+        """KV bytes per GPU of one more token of a long request. Only groups that keep every token pay for it."""
         growing = [g for g in self.groups if g.window_tokens is None]
         return max((sum(self.layers_in(st, g) for g in growing) for st in self.stages), default=0) * self.layer_token_bytes
 
@@ -308,7 +308,7 @@ class Sizing:
         if gib is None:
             return None
         best = _round_bytes(gib)
-        # A figure with at most two decimals on a GPU was read off a log: the true one was rounded.
+        # A figure for a GPU with two decimals or fewer comes from a log, which rounds it.
         rounded = self.gpu.vendor != "cpu" and abs(gib * 100 - round(gib * 100)) < 1e-6
         half = _round_bytes(_PRINTED_HALF_GIB) if rounded else 0
         return best - half, best, best + half

@@ -23,7 +23,7 @@ REQUEST_TABLE_MOST = 256
 
 
 def default_max_running_requests(context_tokens: int) -> int:
-    """The most requests whose table stays within 512 MiB a GPU: table = requests x (context + 4) x 4 bytes.
+    """The most requests whose table stays within 512 MiB per GPU: table = requests x (context + 4) x 4 bytes.
 
     The engine's own default (2,048 at least) makes that table 16 GiB at 2M tokens of context and 64 GiB at 8M: the
     out-of-memory that looks like a KV problem and is none. 256 at most; 63 at 2M, 15 at 8M, 12 at 10M.
@@ -193,7 +193,7 @@ class SglangSizing(Sizing):
         parts = " and ".join(f"{label} {b / GIB:.2f} GiB" for label, b in costs if b)
         return [
             Finding(
-                f"{parts} a GPU",
+                f"{parts} per GPU",
                 f"at most the {room / GIB:.2f} GiB that the static memory fraction leaves",
                 "set max running requests to 8 and keep CUDA graphs off or their batch small",
                 "refuse",
@@ -205,7 +205,7 @@ class SglangSizing(Sizing):
         return {} if pool.local_tokens is None else {"local_kv_tokens": pool.local_tokens}
 
     def own_steps(self) -> tuple[tuple[str, str, str], ...]:
-        return (("a page", f"{self.page} tokens", "pools and requests are whole pages"),) if self.page > 1 else ()
+        return (("one page", f"{self.page} tokens", "pools and requests are whole pages"),) if self.page > 1 else ()
 
 
 def batched_tokens(s: PlanSettings, gpu: Gpu) -> int:

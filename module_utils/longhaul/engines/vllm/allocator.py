@@ -63,7 +63,7 @@ class _Allocator:
 # A sweep or a search for the largest context asks for the same layers hundreds of times.
 @functools.cache
 def fp8_load_slack_bytes(model: ModelArchitecture, tensor_parallel: int, first: int, end: int) -> int:
-    """Bytes of a GPU that loading layers ``first`` to ``end`` in bf16 and keeping them in fp8 leaves unusable.
+    """Bytes per GPU left unusable by loading layers ``first`` to ``end`` in bf16 and keeping them in fp8.
 
     The order is the model's own: QKV, output projection, shared expert (or dense feed-forward), routed experts, whose fp8
     copies are made expert by expert. 0 for MLA, whose shapes are not followed. Tensors up to 1 MiB are left out.

@@ -136,7 +136,7 @@ def capacity_from_log(lines: Iterable[str]) -> EngineCapacity:
     """The figures of the log's last start; over several workers the smallest pool counts, as in the engine.
 
     Old form: "GPU KV cache size: N tokens" and "Maximum concurrency for L tokens per request: Cx" on two lines;
-    newer and CPU form: both on one. N means different things (see engine facts): only C x L is comparable.
+    newer and CPU form: both on one. N means different things from release to release: only C x L is comparable.
     """
     tokens: list[int] = []
     available: list[float] = []

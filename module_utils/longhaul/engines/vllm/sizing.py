@@ -94,8 +94,8 @@ class VllmSizing(Sizing):
     def pool_sum(self, pool: Pool) -> str:
         context = self.settings.context_tokens
         per = self.request_blocks(context)
-        head = f"{pool.available_bytes:,} B // {self.block_bytes:,} B a block = {pool.units:,} blocks"
-        ratio = f"{pool.units:,} / {per:,} a request of {context:,} = {pool.concurrency:.2f}x"
+        head = f"{pool.available_bytes:,} B // {self.block_bytes:,} B per block = {pool.units:,} blocks"
+        ratio = f"{pool.units:,} / {per:,} per request of {context:,} = {pool.concurrency:.2f}x"
         if self.rules.printed_tokens == "blocks":
             figure = f"{pool.units:,} // {len(self.groups)} groups x {self.block} = {pool.tokens:,} tokens"
         else:
@@ -144,8 +144,8 @@ class VllmSizing(Sizing):
         if any(g.window_tokens is not None for g in self.groups):
             how += f"; a local group holds its window and {self.in_flight:,} tokens in flight"
         return (
-            ("a block", f"{self.block_bytes:,} B", f"{self.block} tokens x {cell:,} B x {widest} layers"),
-            ("blocks a request", f"{self.request_blocks(context):,}", how),
+            ("one block", f"{self.block_bytes:,} B", f"{self.block} tokens x {cell:,} B x {widest} layers"),
+            ("blocks per request", f"{self.request_blocks(context):,}", how),
         )
 
     def _estimate(self, utilization: float) -> tuple[int, int, int]:
@@ -183,7 +183,7 @@ def fp32_logits_bytes(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, batch
 
 
 def _runtime_overhead_bytes(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, batched: int) -> tuple[int, int]:
-    """Estimated memory beyond weights and KV on a GPU (of the last pipeline stage, which samples), and its margin, both bytes.
+    """Estimated bytes beyond weights and KV on a GPU of the last pipeline stage, which samples, and the margin of that estimate.
 
     Outside PyTorch 0.24 GiB, 0.62 GiB with all-reduces, 0.08 GiB in a pipeline without; fp32 logits of a full batch and what the
     sampler makes of them, 3.7 times with PyTorch's, twice with FlashInfer's; activations of one batch; from 0.21.0 on what the
