@@ -235,22 +235,24 @@ def test_a_rollback_by_hand_returns_to_the_version_before(fleet: Fleet) -> None:
 
 def test_a_killed_controller_can_be_started_again(fleet: Fleet) -> None:
     first, others = fleet.hosts[0], fleet.started()[1:]
+    was = fleet.running_tag(first)
+    new = other(was)
     # So long that the watch which the controller leaves on the host is still there when the next run replaces the container.
-    target = fleet.version("2.0", **slow(20))
+    target = fleet.version(new, **slow(20))
     with play.Running(LAUNCH, fleet.inventory, *target) as run:
         assert run.until(f"[{first.name}] loading weights")
         run.kill()
-    assert image_of(fleet, 0, "previous") == "1.0"
-    # Another version than the one that was interrupted fails: the way back is 1.0, not the one that nobody proved.
-    bad = fleet.play(LAUNCH, *fleet.version("2.0", engine_extra_args=["--fail-start", "oom"]))
+    assert image_of(fleet, 0, "previous") == was
+    # Another version than the one that was interrupted fails: the way back is the one before, not the one that nobody proved.
+    bad = fleet.play(LAUNCH, *fleet.version(new, engine_extra_args=["--fail-start", "oom"]))
     assert bad.code == 2, bad.text[-4000:]
     assert "rolled back to vllm 0.12.0" in " ".join(bad.text.split()), bad.text[-4000:]
-    assert fleet.running_tag(first) == "1.0", bad.text[-4000:]
+    assert fleet.running_tag(first) == was, bad.text[-4000:]
     assert fleet.ask(first), bad.text[-4000:]
     assert fleet.started()[1:] == others
     good = fleet.play(LAUNCH, *target, "--limit", first.name)
     assert good.code == 0, good.text[-4000:]
-    assert fleet.running_tag(first) == "2.0", good.text[-4000:]
+    assert fleet.running_tag(first) == new, good.text[-4000:]
 
 
 def test_a_dead_docker_daemon_in_the_middle_corrupts_nothing(fleet: Fleet) -> None:
