@@ -1,21 +1,22 @@
 #!/usr/bin/python
-"""What a burn-in does on its host besides starting an engine and measuring it."""
+"""The steps of a burn-in on its host besides starting the engine and measuring the ladder."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: longhaul_burnin
-short_description: Make room for a burn-in, measure the all-reduce, judge, and give the host back
+short_description: The steps of a burn-in on its host besides starting the engine and measuring the ladder
 description:
-  - V(look) refuses a host that serves. V(begun) stops what serves (with O(replace)), keeps what must be started again, and starts to
-    sample the GPUs. V(reduced) measures the all-reduce as the engine of the burn-in's spec would do it, and writes it to the run's evidence.
-    V(judged) ends the sampling, judges, and writes evidence and facts.
-    V(ended) takes the burn-in's instance away and names the endpoints to start again.
-  - A verdict other than PASS does not fail the task; the playbook's gate does, after the reports are written.
-  - Reports no change - the host is given back as it was.
+  - V(look) refuses a host that serves, unless O(replace) allows to stop it.
+  - V(begun) stops what serves, writes down what must be started again, and starts to sample the GPUs.
+  - V(reduced) measures the all-reduce with the interpreter or image, environment and GPUs of the burn-in's spec.
+  - V(judged) ends the sampling, judges, and writes evidence and facts.
+  - V(ended) removes the burn-in's instance and names the endpoints to start again.
+  - A verdict other than PASS does not fail the task. The playbook's gate fails, after the reports are written.
+  - Reports no change, because the burn-in leaves the host as it found it.
 attributes:
-  check_mode: {support: full, description: Refuses as usual and does no step.}
-  diff_mode: {support: none, description: The host is given back as it was.}
+  check_mode: {support: full, description: V(look) refuses as usual; the other steps do nothing.}
+  diff_mode: {support: none, description: The burn-in leaves the host as it found it.}
 author: [Longhaul]
 options:
   home: {description: longhaul_home on the host., type: path, required: true}

@@ -7,8 +7,8 @@ DOCUMENTATION = r"""
 module: longhaul_check
 short_description: Check variables or a host before anything changes
 description:
-  - Each option is one group of checks; what is not given is not checked. Changes nothing, ever.
-  - Delegated to localhost it runs inside Ansible itself (see plugins/action), which spares a process for every host.
+  - A check runs where all options that it needs are given (longhaul.deploy.preflight). Never changes anything.
+  - Delegated to localhost it runs inside Ansible itself (plugins/action), which saves a process per host.
 attributes:
   check_mode: {support: full, description: Changes nothing with or without it.}
   diff_mode: {support: none, description: It changes nothing.}

@@ -7,8 +7,8 @@ DOCUMENTATION = r"""
 module: longhaul_container
 short_description: Make a host ready for an engine's container
 description:
-  - Writes the small launcher that becomes the engine inside, and says whether the image is on this host and what it is exactly.
-  - Pulls nothing; community.docker does. A container itself is made by M(longhaul_service).
+  - Writes the launcher, which becomes the engine inside the container. Says whether the image is on this host, with id and digest.
+  - Does not pull; community.docker does. M(longhaul_service) makes the container.
 attributes:
   check_mode: {support: full, description: Writes no file.}
   diff_mode: {support: full, description: Shows the launcher before and after.}

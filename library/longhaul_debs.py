@@ -7,8 +7,8 @@ DOCUMENTATION = r"""
 module: longhaul_debs
 short_description: Install a folder of .deb files without a repository
 description:
-  - Installs, in one transaction, those packages of the folder that the host lacks or has older. Asks no repository, downloads
-    nothing, never downgrades. The folder must hold the dependencies that the host lacks.
+  - Installs the packages of the folder that the host lacks or has in an older version, in one transaction. Uses no repository and
+    never downgrades. The folder must also hold the dependencies that the host lacks.
 attributes:
   check_mode: {support: full, description: Installs nothing and names what it would install.}
   diff_mode: {support: full, description: Shows the versions before and after.}

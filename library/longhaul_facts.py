@@ -7,8 +7,8 @@ DOCUMENTATION = r"""
 module: longhaul_facts
 short_description: Write the deployed section of the local facts
 description:
-  - Keeps C(ansible_local.longhaul.deployed) equal to the spec that is current; a verdict that belongs to another spec is removed,
-    because nobody has proven the new one yet.
+  - Keeps C(ansible_local.longhaul.deployed) equal to the current spec. Removes a verdict of another spec, because nobody has proven
+    the new one yet.
 attributes:
   check_mode: {support: full, description: Writes no file.}
   diff_mode: {support: full, description: Shows the fact file before and after.}

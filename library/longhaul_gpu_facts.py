@@ -5,11 +5,11 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: longhaul_gpu_facts
-short_description: Check a host's GPUs and surroundings, and return facts
+short_description: Check a host's GPUs, driver, memory and clock, and return facts
 description:
   - Looks at the PCI bus, the driver, the fabric, memory and the clock, and compares them with what is expected. Changes nothing
     on the host except the fact file, when O(facts_dir) is given.
-  - Never fails because of a finding; V(status) is for the caller to judge.
+  - Never fails because of a check. The caller decides by V(status).
 attributes:
   check_mode: {support: full, description: Writes no file.}
   diff_mode: {support: full, description: Shows the fact file before and after.}

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: longhaul_json_merge
-short_description: Merge settings into a JSON file without clobbering it
+short_description: Merge settings into a JSON file and leave what others wrote
 description:
-  - Sets O(values) always and O(defaults) only where the file says nothing, joins lists, and remembers beside the file what it
-    set, so that a later run changes or withdraws exactly that. A file that is not JSON is refused, untouched.
+  - Sets O(values) always, and O(defaults) only where the file says nothing. Joins lists. Remembers beside the file what it set, so
+    that a later run changes or removes exactly that. Refuses a file that is not JSON and leaves it as it is.
 attributes:
   check_mode: {support: full, description: Writes no file.}
   diff_mode: {support: full, description: Shows the file before and after.}

@@ -1,20 +1,19 @@
 #!/usr/bin/python
-"""What a host has of a container runtime, in one question."""
+"""Find out what a host has of a container runtime."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: longhaul_runtime_facts
-short_description: What a host has of a container runtime, in one question
+short_description: Find out what a host has of a container runtime
 description:
-  - Asks the package database, systemd and the PCI bus. Changes nothing, ever.
+  - Asks the package database, systemd and the PCI bus in one task. Never changes anything.
 attributes:
   check_mode: {support: full, description: Changes nothing with or without it.}
   diff_mode: {support: none, description: It changes nothing.}
 author: [Longhaul]
 options:
-  argv: {description: "Asks the package database for packages, of which the last words are the names; its exit code counts the
-    missing ones.", type: list, elements: str, required: true}
+  argv: {description: "Command that asks the package database; the names are appended, and its exit code is at most their number.", type: list, elements: str, required: true}
   names: {description: Names of the packages., type: list, elements: str, required: true}
   unit: {description: The unit that must run now and at boot., type: str, default: docker.service}
   progress_file: {description: Set by the action plugin., type: path}

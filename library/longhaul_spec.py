@@ -7,7 +7,7 @@ DOCUMENTATION = r"""
 module: longhaul_spec
 short_description: Render an endpoint's spec and make it current
 description:
-  - Turns settings into the engine's argv for that version and writes C(spec/current.json) atomically; the spec that it replaces
+  - Turns settings into the engine's argv for its version and writes C(spec/current.json) atomically. The spec that it replaces
     becomes C(spec/previous.json). Reports a change exactly when the deployment changes.
 attributes:
   check_mode: {support: full, description: Writes no file.}
@@ -19,8 +19,8 @@ options:
   state:
     description:
       - V(present) renders and stores. V(read) only reads. V(previous) swaps current and previous (a rollback by hand).
-      - V(returned) goes back from a spec that failed, by renames alone, and keeps it as C(spec/failed.json).
-      - V(proven) ends a roll - the current spec is one to return to.
+      - V(returned) goes back from a spec that failed and keeps it as C(spec/failed.json).
+      - V(proven) ends a roll; from now on a rollback may return to the current spec.
     type: str
     choices: [present, previous, read, returned, proven]
     default: present

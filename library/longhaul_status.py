@@ -1,11 +1,11 @@
 #!/usr/bin/python
-"""Ask an endpoint how it is; read the end of its log."""
+"""Read the status of an endpoint, or the end of its log."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: longhaul_status
-short_description: Ask an endpoint how it is, or read the end of its log
+short_description: Read the status of an endpoint, or the end of its log
 attributes:
   check_mode: {support: full, description: Changes nothing with or without it.}
   diff_mode: {support: none, description: It changes nothing.}

@@ -7,7 +7,7 @@ DOCUMENTATION = r"""
 module: longhaul_wait
 short_description: Watch an engine start until it is ready, dead or late
 description:
-  - Follows the engine's log, shows its phases, and ends within a second of the process's death with cause, evidence and advice.
+  - Follows the engine's log and shows its phases. When the process dies, ends within a second with cause, evidence and advice.
 attributes:
   check_mode: {support: full, description: Watches nothing and returns at once.}
   diff_mode: {support: none, description: It changes nothing.}
