@@ -13,7 +13,11 @@ attributes:
   diff_mode: {support: none, description: It changes nothing.}
 author: [Longhaul]
 options:
-  argv: {description: "Command that asks the package database; the names are appended, and its exit code is at most their number.", type: list, elements: str, required: true}
+  argv:
+    description: Command that asks the package database. The names are appended, and its exit code is at most their number.
+    type: list
+    elements: str
+    required: true
   names: {description: Names of the packages., type: list, elements: str, required: true}
   unit: {description: The unit that must run now and at boot., type: str, default: docker.service}
   progress_file: {description: Set by the action plugin., type: path}
