@@ -154,7 +154,6 @@ class EngineAdapter(Protocol):
     """
 
     name: str
-    default_port: int
     # The oldest and the newest release whose rules were read.
     verified: tuple[str, str]
     # The shipped configuration whose attention this engine runs as it does that of the real Llama-4-Scout.
@@ -242,6 +241,14 @@ class EngineAdapter(Protocol):
 
     def chat(self, model: str, text: str, output_tokens: int, *, cache_salt: str | None = None) -> HttpRequest:
         """A streamed request of exactly ``output_tokens`` greedy tokens whose prompt is one message of a person."""
+        ...
+
+    def count_tokens(self, model: str, text: str) -> HttpRequest:
+        """The request that counts the tokens of such a message, chat template included. A server may not have it."""
+        ...
+
+    def parse_count(self, answer: Any) -> int | None:
+        """The JSON that it answers -> tokens; ``None`` where it does not say."""
         ...
 
     def parse_event(self, event: Mapping[str, Any], text_so_far: str) -> StreamEvent:

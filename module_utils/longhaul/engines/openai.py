@@ -123,6 +123,16 @@ class OpenAiEngine(EngineAdapter):
         body = self._greedy(model, output_tokens, cache_salt) | {"messages": [{"role": "user", "content": text}]}
         return HttpRequest("POST", "/v1/chat/completions", body)
 
+    def count_tokens(self, model: str, text: str) -> HttpRequest:
+        """``POST /tokenize``."""
+        body = {"model": model, "messages": [{"role": "user", "content": text}], "add_generation_prompt": True}
+        return HttpRequest("POST", "/tokenize", body)
+
+    def parse_count(self, answer: Any) -> int | None:
+        """``count`` of its answer."""
+        count = answer.get("count") if isinstance(answer, Mapping) else None
+        return count if isinstance(count, int) else None
+
     def parse_event(self, event: Mapping[str, Any], text_so_far: str) -> StreamEvent:
         """One SSE payload of ``/v1/completions`` or ``/v1/chat/completions``; texts come as pieces."""
         if event.get("error") is not None or event.get("object") == "error":

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..client.control import ControlClient, ServerUnreachable
@@ -108,16 +108,15 @@ class Server:
         return ServerInfo()
 
     async def count_tokens(self, text: str) -> int | None:
-        """Tokens of ``text`` as a chat message, by the server's /tokenize; ``None`` where it has none (``tokenizes`` says so)."""
-        body = {"model": self.facts.model, "messages": [{"role": "user", "content": text}], "add_generation_prompt": True}
+        """Tokens of ``text`` as a chat message, by the server's own count; ``None`` where it offers none (``tokenizes`` says so)."""
+        request = self._adapter.count_tokens(self.facts.model, text)
         try:
-            reply = await self._control.call("POST", "/tokenize", body, timeout_s=_TOKENIZE_TIMEOUT_S)
+            reply = await self._control.call(request.method, request.path, request.body, timeout_s=_TOKENIZE_TIMEOUT_S)
         except ServerUnreachable:
             return None
-        answer = reply.json() if reply.status == 200 else None
-        count = answer.get("count") if isinstance(answer, Mapping) else None
-        self.tokenizes = isinstance(count, int)
-        return count if isinstance(count, int) else None
+        count = self._adapter.parse_count(reply.json()) if reply.status == 200 else None
+        self.tokenizes = count is not None
+        return count
 
     # -- what it shows of its work
 

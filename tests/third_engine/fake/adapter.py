@@ -26,7 +26,6 @@ class Fake(OpenAiEngine):
     """The adapter of the made-up engine. Stateless."""
 
     name = "fake"
-    default_port = 9000
     verified = ("1.0", "1.0")
     takes = ALWAYS | {"cpu_kv_cache_gib", "text_only"}
     phases = (

@@ -69,6 +69,8 @@ def test_an_adapter_answers_everything(engine: EngineAdapter) -> None:
     assert engine.info_paths
     assert sum(engine.stage_layers(47, 3)) == 47
     assert engine.chat("m", "Hello", 8).body is not None
+    assert engine.count_tokens("m", "Hello").body is not None
+    assert [engine.parse_count(x) for x in ({"count": 7}, {"count": None}, "no")] == [7, None, None]
     assert (ROOT / "roles/model_store/files/models" / engine.scout_config / "config.json").is_file()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...engines.registry import get_engine
 from ...errors import UserError
 from ...values import options_for
 from ..spec import Spec
@@ -158,6 +159,7 @@ def create_body(spec: Spec, *, endpoint: str, spec_file: str, launcher: str) -> 
     # Where the host's /dev/shm is shared there is no size to set.
     if settings.shm_size and settings.ipc != "host":
         host["ShmSize"] = size_bytes("engine_container_shm_size", settings.shm_size)
+    health = spec.url + get_engine(spec.engine).health_path
     return {
         "Image": reference(settings),
         "Entrypoint": [settings.python, LAUNCHER, SPEC],
@@ -170,7 +172,7 @@ def create_body(spec: Spec, *, endpoint: str, spec_file: str, launcher: str) -> 
         "StopSignal": "SIGTERM",
         "StopTimeout": settings.stop_timeout_s,
         "Healthcheck": {
-            "Test": ["CMD", settings.python, LAUNCHER, "--health", f"{spec.url}/health", str(settings.health_timeout_s - 1)],
+            "Test": ["CMD", settings.python, LAUNCHER, "--health", health, str(settings.health_timeout_s - 1)],
             "Interval": settings.health_interval_s * 10**9,
             "Timeout": settings.health_timeout_s * 10**9,
             "Retries": max(1, math.ceil(settings.health_tolerance_s / settings.health_interval_s)),

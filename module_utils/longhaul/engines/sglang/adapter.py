@@ -113,7 +113,6 @@ class SGLang(OpenAiEngine):
     """The SGLang adapter (native ``/generate`` API). Stateless."""
 
     name = "sglang"
-    default_port = 30000
     verified = VERIFIED
     # Chunked attention and the split pool come only with this architecture (configs/model_config.py: is_hybrid_swa_model).
     scout_config = "llama-4-scout"

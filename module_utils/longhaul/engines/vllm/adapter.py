@@ -86,7 +86,6 @@ class VLLM(OpenAiEngine):
     """The vLLM adapter. Stateless."""
 
     name = "vllm"
-    default_port = 8000
     verified = VERIFIED
     phases = log.PHASES
     failures = (*log.ENGINE_FAILURES, *COMMON_FAILURES)
