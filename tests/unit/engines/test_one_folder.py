@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,3 +78,19 @@ def test_an_adapter_answers_everything(engine: EngineAdapter) -> None:
 def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UserError, match="one of " + ", ".join(ENGINES)):
         get_engine("llamacpp")
+
+
+def test_the_roles_filters_ask_the_adapter() -> None:
+    path = ROOT / "plugins/filter/longhaul_engine.py"
+    spec = importlib.util.spec_from_file_location("longhaul_engine_filters", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    filters = module.FilterModule().filters()
+    for name, engine in ENGINES.items():
+        assert filters["longhaul_engine_image"](name, "1.2.3") == engine.image("1.2.3")
+        assert filters["longhaul_scout_config"](name) == engine.scout_config
+    # Preflight names an unknown engine; until then nothing may stumble over it.
+    assert filters["longhaul_engine_image"]("llamacpp", "1.2.3") == ""
+    assert filters["longhaul_scout_config"]("") == EngineAdapter.scout_config
