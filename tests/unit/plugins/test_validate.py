@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from longhaul.deploy.layout import Layout
@@ -74,3 +76,20 @@ def test_a_run_on_a_host_without_transformers_gets_its_tokenizer_from_the_contro
     fingerprint = load_tokenizer(brought).fingerprint
     assert list((tmp_path / "cache" / "corpus" / "corpus").glob(f"words-{fingerprint[:16]}-*")), "the prompts are cut from it"
     assert sorted(f.name for f in model.iterdir()) == ["merges.txt", "tokenizer_config.json", "vocab.json"]
+
+
+@pytest.mark.parametrize("name", ["longhaul_wait", "longhaul_venv", "longhaul_model"])
+def test_the_other_live_plugins_prepare_nothing(name: str) -> None:
+    """Plugins share a body, some of them a file: what one prepares for its module is no business of the others."""
+    assert "_arguments" not in vars(load_plugin(name).ActionModule)
+    assert "_arguments" in vars(load_plugin("longhaul_validate").ActionModule)
+
+
+def load_plugin(name: str) -> ModuleType:
+    """A plugin as Ansible loads it: from its file."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "plugins" / "action" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
