@@ -243,7 +243,7 @@ def test_the_real_vllm_serves_from_a_container(fleet: Fleet) -> None:
     spec = fleet.spec(host)
     assert spec["version"] == "0.32.0"
     facts = json.loads(host.read("/etc/ansible/facts.d/longhaul.fact"))
-    assert facts["verdict"]["verdict"] == "PASS"
+    assert facts["verdict"]["verdict"] == "PASS", facts["verdict"]["reasons"]
     assert facts["deployed"]["start"]["capacity"]["kv_cache_tokens"] > 0
     assert fleet.ask(host, timeout_s=60)
     # What it compiled and fetched lies on the host, for the next container.
