@@ -13,30 +13,24 @@ from typing import Any
 from .errors import UserError
 
 
-def write_atomic(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write so that a reader (or a crash) sees the old file or the new one, never a part. UserError on a full disk."""
+def write_atomic(path: Path, text: str, mode: int = 0o644, *, fix: str = "see longhaul_home") -> None:
+    """Write so that a reader (or a crash) sees the old file or the new one, never a part. UserError with ``fix`` on a full disk."""
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as exc:
-        raise UserError(
-            f"{path} cannot be written ({exc.strerror})", "a writable folder with free space", "see longhaul_home"
-        ) from exc
-    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
         with os.fdopen(handle, "w", encoding="utf-8") as out:
             out.write(text)
             out.flush()
             os.fsync(out.fileno())
-        Path(temporary).chmod(mode)
-        Path(temporary).replace(path)
+        temporary.chmod(mode)
+        temporary.replace(path)
     except OSError as exc:
-        Path(temporary).unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written ({exc.strerror})", "a writable folder with free space", "see longhaul_home"
-        ) from exc
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        raise UserError(f"{path} cannot be written ({exc.strerror})", "a writable folder with free space", fix) from exc
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -69,8 +63,4 @@ def require_free(path: Path, needed_bytes: int, what: str, fix: str) -> None:
     """UserError unless ``needed_bytes`` are free where ``path`` lies or will lie."""
     free = free_bytes(path)
     if free < needed_bytes:
-        raise UserError(
-            f"{free / 2**30:.1f} GiB free for {path}",
-            f"{needed_bytes / 2**30:.1f} GiB for {what}",
-            fix,
-        )
+        raise UserError(f"{free / 2**30:.1f} GiB free for {path}", f"{needed_bytes / 2**30:.1f} GiB for {what}", fix)

@@ -13,8 +13,7 @@ from ansible.utils.display import Display
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "module_utils"))
 
 from longhaul.errors import UserError
-from longhaul.report.files import load_run_dir, write_reports
-from longhaul.report.latest import point_latest, resolve_run
+from longhaul.report.files import load_run_dir, point_latest, resolve_run, write_reports
 from longhaul.report.tables import summary_table
 
 

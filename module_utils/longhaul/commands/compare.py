@@ -6,9 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..files import write_atomic
 from ..report.compare import compare_runs, pair_runs
 from ..report.compare_views import RENDERERS, RULE
-from ..report.files import load_run_dir, write_atomically
+from ..report.files import load_run_dir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None:
         print(text.rstrip("\n"))
     else:
-        write_atomically(args.out, text if text.endswith("\n") else text + "\n")
+        write_atomic(args.out, text if text.endswith("\n") else text + "\n", fix="check its owner and space")
         print(args.out)
     for host in alone:
         print(f"longhaul compare: {host} is in one run only; left out", file=sys.stderr)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..results import CapacityFacts
-from .figures import DASH, clean, count, finite, percent, times
+from .wording import DASH, clean, count, finite, percent, times
 
 # Unit suffix of a key -> how it is written after the number. The longest suffix that fits wins.
 _UNITS = {
@@ -26,15 +26,23 @@ _WORDS = {"kv": "KV", "gib": "GiB", "gpu": "GPU", "gpus": "GPUs"}
 
 @dataclass(frozen=True)
 class CapacityRow:
-    """One quantity: both sides as text and, where both are numbers, the difference and the numbers themselves."""
+    """One quantity: both sides as text, and as numbers where they are numbers."""
 
-    key: str
     label: str
     predicted: str
     engine: str
-    difference: str
     predicted_value: float | None
     engine_value: float | None
+
+    @property
+    def gap(self) -> float | None:
+        """engine / predicted - 1, where both are numbers."""
+        return self.engine_value / self.predicted_value - 1 if self.engine_value is not None and self.predicted_value else None
+
+    @property
+    def difference(self) -> str:
+        """:attr:`gap` as text."""
+        return DASH if self.gap is None else signed_percent(self.gap)
 
 
 def capacity_rows(facts: CapacityFacts | None) -> list[CapacityRow]:
@@ -52,11 +60,7 @@ def capacity_rows(facts: CapacityFacts | None) -> list[CapacityRow]:
         both = (facts.predicted.get(key), facts.engine.get(key))
         if any(isinstance(v, (Mapping, list, tuple)) for v in both) or both == (None, None):
             continue
-        left, right = finite(both[0]), finite(both[1])
-        difference = DASH
-        if left is not None and right is not None and left != 0:
-            difference = signed_percent(right / left - 1)
-        rows.append(CapacityRow(key, label(key), _value(key, both[0]), _value(key, both[1]), difference, left, right))
+        rows.append(CapacityRow(label(key), _value(key, both[0]), _value(key, both[1]), finite(both[0]), finite(both[1])))
     return rows
 
 

@@ -16,18 +16,8 @@ from typing import Any
 from ..errors import UserError
 from ..results import PointResult, RunResult, Stats, Verdict
 from ..stats import difference, share_noise
-from .figures import (
-    DASH,
-    TIMES,
-    engine_name,
-    finite,
-    flatten,
-    one_line,
-    p50,
-    percent,
-    point_name,
-    stands,
-)
+from .figures import engine_name, flatten, p50, point_name, stands
+from .wording import DASH, TIMES, finite, one_line, percent
 
 
 @dataclass(frozen=True)

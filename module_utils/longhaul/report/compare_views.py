@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 
 from ..results import RunResult
 from .compare import Change, Comparison, PointComparison, change_text, judgement
-from .figures import DASH, clean, engine_name, instant, one_line, percent, rate, seconds, state, with_unit
+from .figures import engine_name, state
 from .markdown import escape
 from .markdown import table as markdown_table
 from .page import Cell, Column, chip, number, page, table, words
 from .plots import overlay
 from .svg import esc
 from .tables import align, fit
+from .wording import DASH, clean, instant, one_line, percent, rate, seconds, with_unit
 
 
 def _amount(change: Change, value: float | None) -> str:

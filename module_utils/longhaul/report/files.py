@@ -1,10 +1,9 @@
-"""Run directories in, report files out."""
+"""Run directories in, report files out; and which run is meant by ``latest``."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
@@ -59,16 +58,6 @@ def _load(file: Path) -> RunResult:
         ) from exc
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 text so that a reader sees the old file or the new one, never half of it. Mode 0644: node_exporter and web
-    servers read it as another user. Raises UserError where it cannot be written.
-    """
-    try:
-        write_atomic(path, text)
-    except UserError as exc:
-        raise UserError(exc.found, exc.required, "check its owner and space") from exc
-
-
 def file_name(host: str) -> str:
     """A host's name as a file name: letters, digits, dot, dash and underscore."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", host).lstrip(".") or "host"
@@ -84,10 +73,29 @@ def write_reports(run_dir: Path) -> list[Path]:
     runs = load_run_dir(run_dir)
     texts = [("report.html", render_html(runs)), ("report.md", render_markdown(runs)), ("junit.xml", render_junit(runs))]
     texts += [(f"{file_name(run.host)}.prom", render_prometheus(run)) for run in runs]
-    return _write_all(run_dir, texts)
-
-
-def _write_all(folder: Path, texts: Sequence[tuple[str, str]]) -> list[Path]:
     for name, text in texts:
-        write_atomically(folder / name, text)
-    return [folder / name for name, _ in texts]
+        write_atomic(run_dir / name, text, fix="check its owner and space")
+    return [run_dir / name for name, _ in texts]
+
+
+def resolve_run(results_dir: Path, run_id: str) -> Path:
+    """The folder of a run. UserError lists the newest runs when there is none of that name."""
+    folder = results_dir / run_id
+    if folder.is_dir():
+        return folder.resolve()
+    known = sorted((d.name for d in results_dir.glob("*") if d.is_dir() and not d.is_symlink()), reverse=True)[:5]
+    raise UserError(
+        f"no run {run_id!r} in {results_dir}",
+        "one of " + ", ".join(known) if known else "at least one validation run",
+        "run ansible-playbook playbooks/validate.yml" if not known else "set report_run_id",
+    )
+
+
+def point_latest(results_dir: Path, folder: Path) -> None:
+    """Make ``results/latest`` a relative link to ``folder``, in one step."""
+    if folder.parent.resolve() != results_dir.resolve():
+        return
+    link, new = results_dir / "latest", results_dir / ".latest.new"
+    new.unlink(missing_ok=True)
+    new.symlink_to(folder.name)
+    new.replace(link)

@@ -6,30 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..results import SEVERITY, Reason, RunResult, Verdict
-from .figures import (
-    DASH,
-    all_reasons,
-    clean,
-    count,
-    engine_name,
-    finite,
-    headline_point,
-    instant,
-    one_line,
-    p50,
-    percent,
-    point_name,
-    prefill_rate,
-    rate,
-    seconds,
-    short_count,
-    tally,
-)
+from .figures import all_reasons, engine_name, headline_point, p50, point_name, prefill_rate, tally
 from .needle_map import answers_section
-from .page import Cell, Column, chip, icon, number, page, table, verdict_class, words
+from .page import Cell, Column, TitledCell, amount, chip, icon, number, page, titled_table, verdict_class, words
 from .plots import overlay, plots_of
 from .sections import burnin_section, capacity_section, evidence_section, points_section, settings_section
 from .svg import esc
+from .wording import DASH, clean, count, finite, instant, one_line, percent, rate, seconds, short_count
 
 _FOLD_HOSTS_FROM = 5
 _MOST_REASONS_OPEN = 12
@@ -77,45 +60,33 @@ def _footer() -> str:
 
 def _fleet(runs: Sequence[RunResult]) -> str:
     several = len({r.model for r in runs}) > 1
-    columns = [
-        Column("Host"),
-        Column("Verdict"),
-        Column("Engine"),
-        *([Column("Model")] if several else []),
-        Column("Proven prompt", True, "Longest prompt that PASSed, tokens"),
-        Column("TTFT p50", True, "at that length"),
-        Column("Prefill, tok/s", True, "at that length, one request at a time"),
-        Column("TPOT p50", True, "at that length"),
-        Column("Needles", True, "Share of planted facts found"),
-        Column("Points"),
-        Column("Finished, UTC"),
-    ]
-    rows = []
-    for place, run in enumerate(runs):
-        best = headline_point(run)
-        speed = prefill_rate(run, best) if best else None
-        ttft, tpot = (p50(best.ttft_s), p50(best.tpot_s)) if best else (None, None)
-        recall = finite(run.needle_recall)
-        rows.append(
-            [
-                Cell(f'<a href="#h{place}">{esc(one_line(run.host))}</a>'),
-                Cell(chip(run.verdict.value), float(SEVERITY.index(run.verdict))),
-                words(engine_name(run)),
-                *([words(one_line(run.model), long=True)] if several else []),
-                number(count(best.input_tokens if best else None), float(best.input_tokens) if best else None),
-                number(seconds(ttft), ttft),
-                number(rate(speed), speed),
-                number(seconds(tpot), tpot),
-                number(percent(recall), recall, struck=run.verdict is Verdict.INVALID),
-                words(", ".join(f"{n} {word.lower()}" for word, n in tally(run.points)) or DASH, long=True),
-                Cell(esc(instant(run.finished_unix_s)[:16]), finite(run.finished_unix_s)),
-            ]
-        )
+    rows = [_fleet_row(run, place, several) for place, run in enumerate(runs)]
     tally_text = ", ".join(f"{n} {v}" for v, n in Counter(r.verdict.value for r in runs).most_common())
     out = [f'<section class="card"><div class="head"><h3>All hosts</h3><p class="sub">{esc(tally_text)}</p></div>']
-    out.append(table(columns, rows, "All hosts") + "</section>")
+    out.append(titled_table(rows, "All hosts") + "</section>")
     drawn = overlay(runs, [f"{one_line(r.host)} ({engine_name(r)})" for r in runs])
     return "".join(out) + (f'<div class="grid2">{drawn}</div>' if drawn else "")
+
+
+def _fleet_row(run: RunResult, place: int, several_models: bool) -> list[TitledCell]:
+    best = headline_point(run)
+    speed = prefill_rate(run, best) if best else None
+    recall = number(percent(run.needle_recall), finite(run.needle_recall), struck=run.verdict is Verdict.INVALID)
+    ended = ", ".join(f"{n} {word.lower()}" for word, n in tally(run.points)) or DASH
+    model = [(Column("Model"), words(one_line(run.model), long=True))] if several_models else []
+    return [
+        (Column("Host"), Cell(f'<a href="#h{place}">{esc(one_line(run.host))}</a>')),
+        (Column("Verdict"), Cell(chip(run.verdict.value), float(SEVERITY.index(run.verdict)))),
+        (Column("Engine"), words(engine_name(run))),
+        *model,
+        (Column("Proven prompt", True, "Longest prompt that PASSed, tokens"), amount(count, best and best.input_tokens)),
+        (Column("TTFT p50", True, "at that length"), amount(seconds, best and p50(best.ttft_s))),
+        (Column("Prefill, tok/s", True, "at that length, one request at a time"), amount(rate, speed)),
+        (Column("TPOT p50", True, "at that length"), amount(seconds, best and p50(best.tpot_s))),
+        (Column("Needles", True, "Share of planted facts found"), recall),
+        (Column("Points"), words(ended, long=True)),
+        (Column("Finished, UTC"), Cell(esc(instant(run.finished_unix_s)[:16]), finite(run.finished_unix_s))),
+    ]
 
 
 def _host(run: RunResult, place: int, *, alone: bool, fold: bool) -> str:

@@ -6,25 +6,8 @@ import xml.etree.ElementTree as ET  # only writes
 from collections.abc import Sequence
 
 from ..results import PointResult, Reason, RunResult, Verdict, worst
-from .figures import (
-    DASH,
-    all_reasons,
-    cache_text,
-    clean,
-    engine_name,
-    finite,
-    instant,
-    one_line,
-    p50,
-    point_name,
-    prefill_rate,
-    rate,
-    run_only_reasons,
-    seconds,
-    stands,
-    unique_reasons,
-    with_unit,
-)
+from .figures import all_reasons, cache_text, engine_name, p50, point_name, prefill_rate, run_only_reasons, stands, unique_reasons
+from .wording import DASH, clean, finite, instant, one_line, rate, seconds, with_unit
 
 
 def render_junit(runs: Sequence[RunResult]) -> str:

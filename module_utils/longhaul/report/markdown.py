@@ -7,27 +7,8 @@ from collections.abc import Sequence
 
 from ..results import NeedleCell, PointResult, RunResult
 from .capacity import capacity_rows
-from .figures import (
-    DASH,
-    all_reasons,
-    cache_text,
-    count,
-    duration,
-    engine_name,
-    finite,
-    instant,
-    one_line,
-    p50,
-    percent,
-    point_name,
-    prefill_rate,
-    rate,
-    seconds,
-    stands,
-    state,
-    tally,
-    times,
-)
+from .figures import all_reasons, cache_text, engine_name, p50, point_name, prefill_rate, stands, state, tally
+from .wording import DASH, count, duration, finite, instant, one_line, percent, rate, seconds, times
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 _MOST_MISSED = 10

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from ..results import NeedleAnswer, RunResult, Verdict
 from . import svg
-from .figures import (
-    DASH,
-    finite,
-    one_line,
-    percent,
-    short_count,
-)
 from .page import figure, icon, verdict_class
 from .svg import esc
+from .wording import DASH, finite, one_line, percent, short_count
 
 _Grid = tuple[str, list[int], list[float], dict[tuple[int, float], tuple[int, int]], dict[tuple[int, float], str]]
 

@@ -5,17 +5,17 @@ Only the controller renders pages: Ansible would ship this module to a host with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import string
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .figures import DASH
 from .svg import Series, esc, legend_mark
+from .wording import DASH, finite
 
-CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-
-# Sorts on data-v (a number) where a cell has one, else on its text; empty values stay last in both directions.
-JS = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+# page.js sorts on data-v (a number) where a cell has one, else on its text; empty values stay last in both directions.
+_CSS, _JS, _HTML = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html"))
+_PAGE = string.Template(_HTML)
 
 _ICONS = {
     "PASS": '<path d="M7.2 12.6l3.2 3.2 6.6-7.2"/>',
@@ -62,6 +62,11 @@ def number(text: str, value: float | None, struck: bool = False) -> Cell:
     return Cell(esc(text), value, True)
 
 
+def amount(text: Callable[[object], str], value: object, struck: bool = False) -> Cell:
+    """:func:`number` of a value that ``text`` writes."""
+    return number(text(value), finite(value), struck)
+
+
 def words(text: object, long: bool = False) -> Cell:
     """A left-aligned text; ``long``: it may take several lines."""
     return Cell(esc(text), long=long)
@@ -95,6 +100,14 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], label: str)
     return "".join(out)
 
 
+TitledCell = tuple[Column, Cell]
+
+
+def titled_table(rows: Sequence[Sequence[TitledCell]], label: str) -> str:
+    """:func:`table` of at least one row, whose cells come with their columns."""
+    return table([column for column, _ in rows[0]], [[cell for _, cell in row] for row in rows], label)
+
+
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
     """Names and values, in as many columns as the width allows; long values come last and take a line of their own."""
     ordered = sorted(pairs, key=lambda pair: len(pair[1]) > 40)
@@ -107,26 +120,7 @@ def facts(pairs: Sequence[tuple[str, str]]) -> str:
 
 def page(title: str, body: str) -> str:
     """A whole document. Its content security policy forbids every fetch; it is also well-formed XML."""
-    patterns = (
-        '<svg class="hide" aria-hidden="true"><defs>'
-        '<pattern id="hatch" width="4" height="4" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-        '<line class="hatch" x1="0" y1="0" x2="0" y2="4"/></pattern>'
-        '<pattern id="wait" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-        '<line class="waith" x1="0" y1="0" x2="0" y2="6"/></pattern>'
-        '<pattern id="dots" width="6" height="6" patternUnits="userSpaceOnUse">'
-        '<circle class="dotd" cx="2" cy="2" r="1"/></pattern>'
-        "</defs></svg>"
-    )
-    scheme = '<meta name="color-scheme" content="light dark"/>'
-    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}"/>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
-        f"{scheme}\n<title>{esc(title)}</title>\n<style>\n{CSS}</style>\n</head>\n"
-        f"<body>\n{patterns}\n<main>\n{body}\n</main>\n"
-        f"<script>\n{JS}</script>\n</body>\n</html>\n"
-    )
+    return _PAGE.substitute(title=esc(title), body=body, css=_CSS, js=_JS)
 
 
 def figure(title: str, note: str, drawing: str, series: Sequence[Series] = (), *, wide: bool = False, legend: str = "") -> str:

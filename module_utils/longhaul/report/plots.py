@@ -7,24 +7,11 @@ from dataclasses import dataclass, replace
 
 from ..results import PointResult, RunResult, Stats, Verdict
 from . import svg
-from .figures import (
-    TIMES,
-    duration,
-    finite,
-    p50,
-    percent,
-    plottable,
-    point_name,
-    rate,
-    seconds,
-    short_count,
-    stands,
-    state,
-    with_unit,
-)
+from .figures import p50, point_name, stands, state
 from .needle_map import needles_section
 from .page import figure
 from .svg import Mark, Series, esc
+from .wording import TIMES, duration, finite, percent, plottable, rate, seconds, short_count, with_unit
 
 
 def overlay(runs: Sequence[RunResult], names: Sequence[str]) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..results import SEVERITY, PointResult, RunResult, Stats, Verdict
-from .figures import clean, finite, stands, state
+from .figures import stands, state
+from .wording import clean, finite
 
 _STATES = [*[v.value for v in SEVERITY], "NOT RUN"]
 _QUANTILES = (("0.5", "p50"), ("0.9", "p90"), ("0.99", "p99"))

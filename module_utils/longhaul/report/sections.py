@@ -2,148 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ..results import SEVERITY, RunResult
+from ..results import SEVERITY, PointResult, RunResult
 from . import svg
 from .capacity import capacity_rows, signed_percent, sums
-from .figures import (
-    DASH,
-    cache_text,
-    count,
-    duration,
-    engine_name,
-    finite,
-    flatten,
-    instant,
-    one_line,
-    p50,
-    percent,
-    prefill_rate,
-    rate,
-    seconds,
-    stands,
-    state,
-    times,
-)
-from .page import Cell, Column, chip, facts, number, table, words
+from .figures import cache_text, engine_name, flatten, p50, prefill_rate, stands, state
+from .page import Cell, Column, TitledCell, amount, chip, facts, number, table, titled_table, words
 from .svg import esc
+from .wording import DASH, count, duration, finite, instant, one_line, percent, rate, seconds, times
 
 
 def points_section(run: RunResult) -> str:
     """The table of points: what was asked, timed and judged."""
     if not run.points:
         return '<section class="card"><h3>Points</h3><p class="sub">No point was run.</p></section>'
-    columns = [
-        Column("Input tokens", True),
-        Column("Output", True, "output tokens asked for"),
-        Column("Req.", True, "requests at once"),
-        Column("Verdict"),
-        Column("TTFT p50", True),
-        Column("TTFT p99", True),
-        Column("Floor", True, "least time of a cold prefill on this hardware"),
-        Column("TTFT / floor", True),
-        Column("MFU", True, "share of the hardware's peak used by prefill"),
-        Column("Prefill, tok/s", True, "one request at a time, cold"),
-        Column("TPOT p50", True),
-        Column("ITL p99", True),
-        Column("Cache"),
-        Column("Done", True, "completed of all requests"),
-    ]
-    rows = []
-    for point in run.points:
-        struck = point.ran and not stands(run, point)
-        physics = point.physics
-        total = point.completed + point.failed + point.timed_out
-
-        def figure(text: Callable[[object], str], value: object, struck: bool = struck) -> Cell:
-            return number(text(value), finite(value), struck)
-
-        rows.append(
-            [
-                number(count(point.input_tokens), float(point.input_tokens)),
-                number(count(point.output_tokens), float(point.output_tokens)),
-                number(count(point.concurrency), float(point.concurrency)),
-                Cell(chip(state(point)), float(SEVERITY.index(point.verdict)) if point.ran else -1.0),
-                figure(seconds, p50(point.ttft_s)),
-                figure(seconds, point.ttft_s.p99 if point.ttft_s and point.ttft_s.n > 1 else None),
-                number(seconds(physics.floor_s if physics else None), finite(physics.floor_s) if physics else None),
-                figure(times, physics.ratio if physics else None),
-                figure(percent, physics.mfu if physics else None),
-                figure(rate, prefill_rate(run, point)),
-                figure(seconds, p50(point.tpot_s)),
-                figure(seconds, point.itl_s.p99 if point.itl_s else None),
-                words(cache_text(point)),
-                number(f"{point.completed} / {total}" if point.ran else DASH, float(point.completed) if point.ran else None),
-            ]
-        )
     note = ""
     if any(p.ran and not stands(run, p) for p in run.points):
         note = '<p class="note"><s>Struck</s> figures are INVALID: kept as evidence of the fault, no result.</p>'
-    return f'<section class="card"><div class="head"><h3>Points</h3></div>{table(columns, rows, "Points")}{note}</section>'
+    inner = titled_table([_point_row(run, p) for p in run.points], "Points")
+    return f'<section class="card"><div class="head"><h3>Points</h3></div>{inner}{note}</section>'
+
+
+def _point_row(run: RunResult, point: PointResult) -> list[TitledCell]:
+    struck = point.ran and not stands(run, point)
+    physics, ttft = point.physics, point.ttft_s
+    done = f"{point.completed} / {point.completed + point.failed + point.timed_out}" if point.ran else DASH
+    worst_last = float(SEVERITY.index(point.verdict)) if point.ran else -1.0
+    return [
+        (Column("Input tokens", True), amount(count, point.input_tokens)),
+        (Column("Output", True, "output tokens asked for"), amount(count, point.output_tokens)),
+        (Column("Req.", True, "requests at once"), amount(count, point.concurrency)),
+        (Column("Verdict"), Cell(chip(state(point)), worst_last)),
+        (Column("TTFT p50", True), amount(seconds, p50(ttft), struck)),
+        (Column("TTFT p99", True), amount(seconds, ttft.p99 if ttft and ttft.n > 1 else None, struck)),
+        (Column("Floor", True, "least time of a cold prefill on this hardware"), amount(seconds, physics and physics.floor_s)),
+        (Column("TTFT / floor", True), amount(times, physics and physics.ratio, struck)),
+        (Column("MFU", True, "share of the hardware's peak used by prefill"), amount(percent, physics and physics.mfu, struck)),
+        (Column("Prefill, tok/s", True, "one request at a time, cold"), amount(rate, prefill_rate(run, point), struck)),
+        (Column("TPOT p50", True), amount(seconds, p50(point.tpot_s), struck)),
+        (Column("ITL p99", True), amount(seconds, point.itl_s and point.itl_s.p99, struck)),
+        (Column("Cache"), words(cache_text(point))),
+        (Column("Done", True, "completed of all requests"), number(done, float(point.completed) if point.ran else None)),
+    ]
 
 
 def evidence_section(run: RunResult) -> str:
     """What proves each point: counters, cache, physics, client; empty where nothing ran."""
     if not run.points:
         return ""
-    columns = [
-        Column("Input tokens", True),
-        Column("Req.", True, "requests at once"),
-        Column("Repeats", True),
-        Column("Failed", True),
-        Column("Timed out", True),
-        Column("Token error", True, "largest difference between tokens asked for and counted by the server"),
-        Column("Cached", True, "share of the prompt tokens that came from the cache"),
-        Column("Build", True, "client: building the request, median"),
-        Column("Upload", True, "client: sending the body, median"),
-        Column("Queued", True, "server: waiting for its turn, mean, by its own metrics"),
-        Column("Client lag", True, "largest delay of the client's event loop"),
-        Column("E2E p50", True),
-        Column("Output, tok/s", True, "all requests together"),
-        Column("Goodput, req/s", True, "requests/s within every limit"),
-        Column("Preemptions", True),
-        Column("Forecast", True, "expected duration of the point"),
-        Column("Took", True),
-    ]
-    rows = []
-    for point in run.points:
-        struck = point.ran and not stands(run, point)
-        preempted = None
-        if point.before and point.after:
-            first, then = finite(point.before.preemptions), finite(point.after.preemptions)
-            preempted = then - first if first is not None and then is not None else None
-        plain: list[tuple[Callable[[object], str], object]] = [
-            (count, point.input_tokens),
-            (count, point.concurrency),
-            (count, point.repeats if point.ran else None),
-            (count, point.failed if point.ran else None),
-            (count, point.timed_out if point.ran else None),
-            (count, point.token_error_max),
-            (lambda v: percent(v, 1), point.cached_share),
-            (seconds, p50(point.build_s)),
-            (seconds, p50(point.upload_s)),
-            (seconds, point.server_queue_s),
-            (seconds, point.client_lag_s),
-        ]
-        measured: list[tuple[Callable[[object], str], object]] = [
-            (seconds, p50(point.e2e_s)),
-            (rate, point.output_tokens_per_s),
-            (rate, point.goodput_per_s),
-        ]
-        last: list[tuple[Callable[[object], str], object]] = [
-            (count, preempted),
-            (duration, point.expected_s),
-            (duration, point.wall_s),
-        ]
-        cells = [number(text(v), finite(v)) for text, v in plain]
-        cells += [number(text(v), finite(v), struck) for text, v in measured]
-        rows.append([*cells, *[number(text(v), finite(v)) for text, v in last]])
-    inner = table(columns, rows, "Evidence and client")
+    inner = titled_table([_evidence_row(run, p) for p in run.points], "Evidence and client")
     about = "token counts, cache, the client's own time, forecast against duration"
     title = f'<summary>Evidence and client <span class="sub">{esc(about)}</span></summary>'
     return f'<section class="card"><details>{title}{inner}</details></section>'
+
+
+def _evidence_row(run: RunResult, point: PointResult) -> list[TitledCell]:
+    struck = point.ran and not stands(run, point)
+    first, then = (finite(c.preemptions) if c else None for c in (point.before, point.after))
+    preempted = then - first if first is not None and then is not None else None
+    error = "largest difference between tokens asked for and counted by the server"
+    cached = number(percent(point.cached_share, 1), finite(point.cached_share))
+    return [
+        (Column("Input tokens", True), amount(count, point.input_tokens)),
+        (Column("Req.", True, "requests at once"), amount(count, point.concurrency)),
+        (Column("Repeats", True), amount(count, point.repeats if point.ran else None)),
+        (Column("Failed", True), amount(count, point.failed if point.ran else None)),
+        (Column("Timed out", True), amount(count, point.timed_out if point.ran else None)),
+        (Column("Token error", True, error), amount(count, point.token_error_max)),
+        (Column("Cached", True, "share of the prompt tokens that came from the cache"), cached),
+        (Column("Build", True, "client: building the request, median"), amount(seconds, p50(point.build_s))),
+        (Column("Upload", True, "client: sending the body, median"), amount(seconds, p50(point.upload_s))),
+        (Column("Queued", True, "server: waiting for its turn, mean, by its own metrics"), amount(seconds, point.server_queue_s)),
+        (Column("Client lag", True, "largest delay of the client's event loop"), amount(seconds, point.client_lag_s)),
+        (Column("E2E p50", True), amount(seconds, p50(point.e2e_s), struck)),
+        (Column("Output, tok/s", True, "all requests together"), amount(rate, point.output_tokens_per_s, struck)),
+        (Column("Goodput, req/s", True, "requests/s within every limit"), amount(rate, point.goodput_per_s, struck)),
+        (Column("Preemptions", True), amount(count, preempted)),
+        (Column("Forecast", True, "expected duration of the point"), amount(duration, point.expected_s)),
+        (Column("Took", True), amount(duration, point.wall_s)),
+    ]
 
 
 def burnin_section(run: RunResult) -> str:
@@ -169,27 +108,19 @@ def capacity_section(run: RunResult) -> str:
     rows = capacity_rows(run.capacity)
     if not rows or run.capacity is None:
         return ""
-    gaps = [r.engine_value / r.predicted_value - 1 for r in rows if r.engine_value is not None and r.predicted_value]
+    gaps = [r.gap for r in rows if r.gap is not None]
     limit = next((x for x in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if all(abs(g) <= x for g in gaps)), 1.0)
-    columns = [
-        Column("Quantity"),
-        Column("Predicted", True),
-        Column("Engine", True),
-        Column("Difference", True, "engine / predicted - 1"),
-    ]
-    if gaps:
-        columns.append(Column(f"\N{MINUS SIGN}{percent(limit)} to +{percent(limit)}"))
-    cells = []
+    cells: list[list[TitledCell]] = []
     for row in rows:
-        gap = row.engine_value / row.predicted_value - 1 if row.engine_value is not None and row.predicted_value else None
         line = [
-            words(row.label),
-            number(row.predicted, row.predicted_value),
-            number(row.engine, row.engine_value),
-            number(row.difference, gap),
+            (Column("Quantity"), words(row.label)),
+            (Column("Predicted", True), number(row.predicted, row.predicted_value)),
+            (Column("Engine", True), number(row.engine, row.engine_value)),
+            (Column("Difference", True, "engine / predicted - 1"), number(row.difference, row.gap)),
         ]
         if gaps:
-            line.append(Cell(svg.deviation(gap, limit) if gap is not None else DASH, gap))
+            dot = Cell(svg.deviation(row.gap, limit) if row.gap is not None else DASH, row.gap)
+            line.append((Column(f"\N{MINUS SIGN}{percent(limit)} to +{percent(limit)}"), dot))
         cells.append(line)
     note = "every part of the prediction is exact" if run.capacity.exact else "part of the prediction is an estimate"
     drift = finite(run.capacity.drift)
@@ -198,7 +129,7 @@ def capacity_section(run: RunResult) -> str:
     how = "".join(f'<p class="sub">{esc(who)}: {esc(text)}</p>' for who, text in sums(run.capacity))
     return (
         '<section class="card"><div class="head"><h3>Prediction against measurement</h3>'
-        f'<p class="sub">{esc(note)}</p></div>{table(columns, cells, "Prediction against measurement")}{how}</section>'
+        f'<p class="sub">{esc(note)}</p></div>{titled_table(cells, "Prediction against measurement")}{how}</section>'
     )
 
 

@@ -7,24 +7,18 @@ from collections.abc import Sequence
 
 from ..results import RunResult
 from .figures import (
-    DASH,
-    WITHHELD,
     all_reasons,
     cache_text,
-    duration,
     engine_name,
-    one_line,
     p50,
-    percent,
     prefill_rate,
-    rate,
     run_only_reasons,
-    seconds,
     stands,
     state,
     tally,
     unique_reasons,
 )
+from .wording import DASH, WITHHELD, duration, one_line, percent, rate, seconds
 
 WIDTH = 100
 _GAP = "  "

@@ -84,13 +84,7 @@ class PointMeter:
     """Measures the points of one run."""
 
     def __init__(
-        self,
-        config: ValidateConfig,
-        server: Server,
-        maker: RequestMaker,
-        sender: Sender,
-        schedule: Schedule,
-        reporter: Reporter,
+        self, config: ValidateConfig, server: Server, maker: RequestMaker, sender: Sender, schedule: Schedule, reporter: Reporter
     ) -> None:
         self._config = config
         self._server = server
@@ -191,13 +185,7 @@ class Sampler:
     """Samples KV use and queue while a point runs, and reports how far it is."""
 
     def __init__(
-        self,
-        server: Server,
-        reporter: Reporter,
-        point: Point,
-        total: int,
-        left_s: float | None,
-        expected_s: float,
+        self, server: Server, reporter: Reporter, point: Point, total: int, left_s: float | None, expected_s: float
     ) -> None:
         self.series: list[KvSample] = []
         self._server = server

@@ -7,12 +7,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ..engines.registry import get_engine
-from ..errors import UserError
-from ..files import write_atomic
 from ..physics.hardware import Gpu
 from ..prompts.needles import aggregate, recall, shown
 from ..results import (
@@ -25,7 +22,6 @@ from ..results import (
     RequestRecord,
     RequestStatus,
     RunResult,
-    dump_run,
     load_run,
     to_jsonable,
     worst,
@@ -144,12 +140,7 @@ def foreign_running(point: Point, before: Counters | None, series: Sequence[KvSa
 
 
 def run_result(
-    facts: RunFacts,
-    points: Sequence[PointResult],
-    asked: Sequence[RequestRecord],
-    end: Reason | None,
-    *,
-    complete: bool,
+    facts: RunFacts, points: Sequence[PointResult], asked: Sequence[RequestRecord], end: Reason | None, *, complete: bool
 ) -> RunResult:
     """The run so far. ``asked``: records whose answers were judged for needles. ``end``: why the server died, by its log."""
     config = facts.config
@@ -185,14 +176,6 @@ def run_result(
         complete=complete,
         needle_answers=tuple(shown(r.point_id, r.input_tokens, told) for r in asked for told in r.needles),
     )
-
-
-def write_run(path: Path, result: RunResult) -> None:
-    """Replace ``path`` atomically, on disk when this returns. Raises UserError where it cannot be written."""
-    try:
-        write_atomic(path, dump_run(result))
-    except UserError as exc:
-        raise UserError(exc.found, exc.required, "choose another --out") from exc
 
 
 def _per_s(count: float | None, seconds: float) -> float | None:

@@ -19,14 +19,15 @@ from ..client.endpoint import Endpoint, tls_context
 from ..client.load import RecordWriter
 from ..client.stream import StreamClient
 from ..engines.registry import get_engine
-from ..results import PointResult, Reason, RequestRecord, RunResult, Verdict
+from ..files import write_atomic
+from ..results import PointResult, Reason, RequestRecord, RunResult, Verdict, dump_run
 from .config import Point, ValidateConfig, check_config
 from .forecast import Forecaster
 from .measure import PointMeter, Sender
 from .physics import FloorSource
 from .progress import Progress, Reporter
 from .requests import PromptSource, RequestMaker, align_text, open_prompts
-from .result import RunFacts, judge_run, run_result, skipped_point, write_run
+from .result import RunFacts, judge_run, run_result, skipped_point
 from .schedule import Schedule, show_plan
 from .server import Server
 
@@ -35,9 +36,7 @@ CIRCUMSTANCES = frozenset({"client_lag", "foreign_traffic"})
 
 
 def validate(
-    config: ValidateConfig,
-    on_progress: Callable[[Progress], None],
-    server_log: Callable[[], Sequence[str]] | None = None,
+    config: ValidateConfig, on_progress: Callable[[Progress], None], server_log: Callable[[], Sequence[str]] | None = None
 ) -> RunResult:
     """Run the whole ladder and judge it. Raises UserError before anything is sent where the input is wrong.
 
@@ -179,5 +178,5 @@ class Ladder:
         # A calibrated peak may have risen since the run began.
         facts = replace(self._facts, hardware=self._floors.hardware)
         result = run_result(facts, self._points, self._asked, self._server.end, complete=complete)
-        write_run(self._config.out_dir / "run.json", result)
+        write_atomic(self._config.out_dir / "run.json", dump_run(result), fix="choose another --out")
         return result

@@ -7,12 +7,13 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
-from longhaul.report.figures import all_reasons, duration, one_line, percent, seconds
+from longhaul.report.figures import all_reasons
 from longhaul.report.html import render_html
 from longhaul.report.junit import render_junit
 from longhaul.report.markdown import render_markdown
 from longhaul.report.prometheus import render_prometheus
 from longhaul.report.tables import summary_table
+from longhaul.report.wording import duration, one_line, percent, seconds
 from longhaul.results import BurninCheck, BurninFacts, NeedleCell, PointResult, Reason, RunResult, Verdict
 from unit.report import fixtures
 

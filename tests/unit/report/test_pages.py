@@ -10,8 +10,9 @@ from html.parser import HTMLParser
 import pytest
 from longhaul.report.compare import compare_runs
 from longhaul.report.compare_views import render_compare_html
-from longhaul.report.figures import all_reasons, clean, seconds
+from longhaul.report.figures import all_reasons
 from longhaul.report.html import render_html
+from longhaul.report.wording import clean, seconds
 from longhaul.results import NeedleCell, Reason, RunResult, Verdict
 from unit.report import fixtures
 
