@@ -1,4 +1,4 @@
-"""How long a request will take, before it is sent: the source of every time-out and of the plan that is shown. Pure.
+"""How long a request will take, before it is sent: the plan that is shown, every time-out, what the budget leaves out. Pure.
 
 The cost of a prompt is its FLOP where the architecture is known, else its length with a quadratic part. Measured points
 turn cost into seconds. Before the first one, the hardware's peak at a cautious MFU does, and where the hardware is not known, a
@@ -9,6 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
+
+from ..client.exchange import Timeouts
+from ..results import RequestRecord, RequestStatus
+from .config import Point, ValidateConfig
+from .progress import Reporter, duration
 
 Cost = Callable[[int], float]
 
@@ -45,18 +51,8 @@ class Expectation:
     ttft_s: float
     last_ttft_s: float
     tpot_s: float
-    round_s: float
     total_s: float
     basis: str
-
-
-@dataclass(frozen=True)
-class Deadlines:
-    """Time-outs of one round, each a multiple of what is expected (seconds)."""
-
-    first_token_s: float
-    stall_s: float
-    total_s: float
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ class Forecaster:
             return nearest.ttft_s * max(ratio, 0.1), "measured"
         if self.peak_per_s:
             return self.cost(tokens) / (self.peak_per_s * ASSUMED_MFU), "roofline"
-        return tokens / UNKNOWN_TOKENS_PER_S * (1 + tokens / QUADRATIC_FROM_TOKENS), "assumed"
+        return length_cost(tokens) / UNKNOWN_TOKENS_PER_S, "assumed"
 
     def tpot_s(self) -> float:
         """Expected seconds per output token."""
@@ -102,41 +98,101 @@ class Forecaster:
         first, basis = self.ttft_s(input_tokens)
         last = first * concurrency
         tpot = self.tpot_s()
-        round_s = last + tpot * max(0, output_tokens - 1)
-        return Expectation(first, last, tpot, round_s, round_s * repeats, basis)
+        return Expectation(first, last, tpot, (last + tpot * max(0, output_tokens - 1)) * repeats, basis)
 
-    def deadlines(self, input_tokens: int, output_tokens: int, concurrency: int, *, floor_s: float) -> Deadlines:
+    def deadlines(self, input_tokens: int, output_tokens: int, concurrency: int, *, floor_s: float) -> Timeouts:
         """Generous multiples of what is expected, plus ``floor_s``: a time-out is for a server that hangs, not a slow one."""
         expected = self.expect(input_tokens, output_tokens, concurrency, 1)
         factor = {"measured": 5.0, "roofline": ASSUMED_MFU / PESSIMISTIC_MFU, "assumed": 5.0}[expected.basis]
         first = floor_s + factor * expected.last_ttft_s
         # Between two tokens of one stream the others' prompts may be prefilled.
         stall = floor_s + factor * (expected.tpot_s + (expected.last_ttft_s if concurrency > 1 else 0.0))
-        total = first + stall + 4 * expected.tpot_s * output_tokens
-        return Deadlines(first, stall, total)
+        return Timeouts(first_token_s=first, stall_s=stall, total_s=first + stall + 4 * expected.tpot_s * output_tokens)
 
 
-def concurrency_note(
-    input_tokens: int, output_tokens: int, concurrency: int, kv_tokens: int | None, max_running: int | None = None
-) -> tuple[int | None, int | None]:
-    """(how many of these requests fit at once, how many will queue), ``None`` where the KV pool is unknown."""
-    if kv_tokens is None:
-        return None, None
-    fits = kv_tokens // max(1, input_tokens + output_tokens)
-    if max_running is not None:
-        fits = min(fits, max_running)
-    return fits, max(0, concurrency - fits)
+@dataclass
+class Schedule:
+    """Forecasts of one run; every measurement sharpens them. ``kv_cache_tokens``: size of the server's KV pool."""
+
+    config: ValidateConfig
+    forecaster: Forecaster
+    kv_cache_tokens: int | None
+
+    def expect(self, point: Point) -> Expectation:
+        """All rounds of a point, the untimed ones of warm mode too."""
+        rounds = self.config.rounds(point) * (2 if self.config.mode == "warm" else 1)
+        return self.forecaster.expect(point.input_tokens, point.output_tokens, point.concurrency, rounds)
+
+    def total_s(self, points: Sequence[Point]) -> float | None:
+        """Expected seconds of these points in all; ``None`` where any rests on assumptions alone."""
+        found = [self.expect(p) for p in points]
+        return None if any(e.basis == "assumed" for e in found) else sum(e.total_s for e in found)
+
+    def about(self, point: Point) -> str:
+        """The expected time of a point, for people."""
+        expected = self.expect(point)
+        if expected.basis == "assumed":
+            return "time unknown until a first prompt is measured"
+        return f"about {duration(expected.total_s)} ({expected.basis})"
+
+    def fits(self, point: Point) -> tuple[int | None, int | None]:
+        """(how many of the point's requests fit at once, how many will queue), ``None`` where the KV pool is unknown."""
+        if self.kv_cache_tokens is None:
+            return None, None
+        fits = self.kv_cache_tokens // max(1, point.input_tokens + point.output_tokens)
+        if self.config.max_running is not None:
+            fits = min(fits, self.config.max_running)
+        return fits, max(0, point.concurrency - fits)
+
+    def timeouts(self, point: Point) -> Timeouts:
+        """Time-outs of one round of a point."""
+        floor_s = self.config.timeout_floor_s
+        return self.forecaster.deadlines(point.input_tokens, point.output_tokens, point.concurrency, floor_s=floor_s)
+
+    def over_budget(self, point: Point, spent_s: float) -> str | None:
+        """Why the point does not fit what is left of the budget, or ``None`` where it does.
+
+        Nothing is skipped on an assumption: the first prompt is what the rest is forecast from.
+        """
+        expected, budget_s = self.expect(point), self.config.budget_s
+        if budget_s is None or expected.basis == "assumed" or expected.total_s <= budget_s - spent_s:
+            return None
+        left = f"{duration(max(0.0, budget_s - spent_s))} of the budget of {duration(budget_s)} are left"
+        return f"needs about {duration(expected.total_s)}; {left}"
+
+    def add(self, measured: Measured) -> None:
+        """Forecast from one more measurement."""
+        self.forecaster = self.forecaster.learn(measured)
+
+    def learn(self, point: Point, records: Sequence[RequestRecord]) -> None:
+        """Take a point's completed requests as a measurement, unless a cache may have served them."""
+        ok = [r for r in records if r.status is RequestStatus.OK and r.ttft_s is not None]
+        if not ok or self.config.mode == "warm" or any((r.cached_tokens or 0) > r.input_tokens // 10 for r in ok):
+            return
+        times = [r.ttft_s or 0.0 for r in ok]
+        # The last first token of a burst waited for all the prefills before it.
+        ttft_s = median(times) if point.concurrency == 1 else max(times) / point.concurrency
+        tpots = [r.tpot_s for r in ok if r.tpot_s is not None]
+        self.add(Measured(point.input_tokens, ttft_s, median(tpots) if tpots else None))
 
 
-def within_budget(expected_s: Sequence[float], budget_s: float | None, spent_s: float = 0.0) -> list[bool]:
-    """Which points, taken in order, finish inside the budget; a later, cheaper point may still fit."""
-    if budget_s is None:
-        return [True] * len(expected_s)
-    left = budget_s - spent_s
-    out: list[bool] = []
-    for seconds in expected_s:
-        fits = seconds <= left
-        out.append(fits)
-        if fits:
-            left -= seconds
-    return out
+def show_plan(config: ValidateConfig, schedule: Schedule, reporter: Reporter, note: str | None) -> None:
+    """Tell what will be sent and how long it is expected to take. ``note``: what else to say of the plan."""
+    for number, point in enumerate(config.points, 1):
+        fits, queued = schedule.fits(point)
+        queueing = f"; {fits:,} fit at once, {queued:,} will queue" if fits is not None and point.concurrency > 1 else ""
+        reporter.say(
+            "plan",
+            f"{point.input_tokens:,} in, {point.output_tokens:,} out, {point.concurrency} in flight, "
+            f"{config.rounds(point)}x: {schedule.about(point)}{queueing}",
+            point_id=point.id,
+            left_s=schedule.total_s([point]),
+            done=number,
+            total=len(config.points),
+        )
+    total_s = schedule.total_s(config.points)
+    about = f", about {duration(total_s)} in all" if total_s is not None else ""
+    budget = f", budget {duration(config.budget_s)}" if config.budget_s is not None else ""
+    reporter.say("plan", f"{len(config.points)} points{about}{budget}", left_s=total_s)
+    if note:
+        reporter.say("plan", note)

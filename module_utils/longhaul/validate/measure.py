@@ -15,10 +15,9 @@ from ..client.stream import StreamClient
 from ..engines.base import EngineAdapter
 from ..results import Counters, KvSample, RequestRecord, RequestStatus
 from .config import Point, ValidateConfig
-from .forecast import Expectation
+from .forecast import Expectation, Measured, Schedule
 from .progress import Reporter
 from .requests import RequestMaker
-from .schedule import Schedule
 from .server import Server
 
 _SAMPLE_LEAST_S = 0.5
@@ -107,7 +106,7 @@ class PointMeter:
         self._say("warm-up", f"one untimed prompt of {point.input_tokens:,} tokens", point_id=smallest.id)
         record = await self.send_one(replace(await self._maker.job(point, "warm-up"), point_id=smallest.id), point)
         if record.status is RequestStatus.OK and record.ttft_s is not None:
-            self._schedule.learn_warm_up(record)
+            self._schedule.add(Measured(record.input_tokens, record.ttft_s, record.tpot_s))
         else:
             self._say("warm-up", f"failed: {record.error}", point_id=smallest.id)
 

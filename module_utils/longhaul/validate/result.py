@@ -30,8 +30,8 @@ from ..stats import summarize
 from ..version import __version__
 from .config import NeedleSettings, Point, ValidateConfig
 from .evidence import cache_finding, delta, queue_s, traffic
+from .forecast import Schedule
 from .measure import PointRun
-from .schedule import Schedule
 from .server import Server, ServerFacts
 from .verdict import PointEvidence, implausible_rates, judge_needles, judge_point, judge_regression, meets_slo
 

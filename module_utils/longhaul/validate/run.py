@@ -22,13 +22,12 @@ from ..engines.registry import get_engine
 from ..files import write_atomic
 from ..results import PointResult, Reason, RequestRecord, RunResult, Verdict, dump_run
 from .config import Point, ValidateConfig, check_config
-from .forecast import Forecaster
+from .forecast import Forecaster, Schedule, show_plan
 from .measure import PointMeter, Sender
 from .physics import FloorSource
 from .progress import Progress, Reporter
 from .requests import PromptSource, RequestMaker, align_text, open_prompts
 from .result import RunFacts, judge_run, run_result, skipped_point
-from .schedule import Schedule, show_plan
 from .server import Server
 
 # Reasons that say nothing about the server: such a point may be measured again.

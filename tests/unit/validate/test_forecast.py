@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from longhaul.validate.forecast import Forecaster, Measured, concurrency_note, within_budget
+from longhaul.validate.forecast import Forecaster, Measured
 
 sizes = st.integers(1, 10_485_760)
 
@@ -47,20 +47,3 @@ def test_concurrent_prompts_wait_for_one_another() -> None:
     forecaster = Forecaster().learn(Measured(10_000, 2.0, 0.01))
     assert forecaster.expect(10_000, 100, 50, 1).last_ttft_s == pytest.approx(100.0)
     assert forecaster.expect(10_000, 100, 50, 3).total_s == pytest.approx(3 * (100 + 0.99))
-
-
-@pytest.mark.parametrize(
-    ("size", "concurrency", "fits", "queued"),
-    [(10_000, 50, 299, 0), (100_000, 50, 30, 20), (2_097_152, 50, 1, 49), (4_000_000, 2, 0, 2)],
-)
-def test_fifty_at_once(size: int, concurrency: int, fits: int, queued: int) -> None:
-    assert concurrency_note(size, 200, concurrency, 3_055_834) == (fits, queued)
-
-
-def test_an_unknown_pool_is_not_guessed() -> None:
-    assert concurrency_note(10_000, 200, 50, None) == (None, None)
-
-
-def test_budget() -> None:
-    assert within_budget([10, 100, 5], 20, 2) == [True, False, True]
-    assert within_budget([1e9], None) == [True]

@@ -8,16 +8,15 @@ from typing import Any
 import pytest
 from longhaul.results import RequestRecord, RequestStatus
 from longhaul.validate.config import NeedleSettings, Point
-from longhaul.validate.forecast import Forecaster, Measured
+from longhaul.validate.forecast import Forecaster, Measured, Schedule, show_plan
 from longhaul.validate.progress import Progress, Reporter, duration
-from longhaul.validate.schedule import Schedule, show_plan
 from unit.validate.runs import config
 
 MEASURED = Forecaster(measured=(Measured(1000, 2.0, 0.1),))
 
 
-def schedule(forecaster: Forecaster = MEASURED, **changes: Any) -> Schedule:
-    return Schedule(config("http://127.0.0.1:1", Path("unused"), **changes), forecaster, 10_000)
+def schedule(forecaster: Forecaster = MEASURED, kv_cache_tokens: int | None = 10_000, **changes: Any) -> Schedule:
+    return Schedule(config("http://127.0.0.1:1", Path("unused"), **changes), forecaster, kv_cache_tokens)
 
 
 def record(**changes: Any) -> RequestRecord:
@@ -33,6 +32,18 @@ def test_a_point_over_the_budget_says_what_it_needs_and_what_is_left() -> None:
     assert schedule(budget_s=None).over_budget(point, 1e9) is None
     assert schedule(budget_s=10.0).over_budget(point, 6.9) is None
     assert schedule(budget_s=10.0).over_budget(point, 7.5) == "needs about 3.0 s; 2.5 s of the budget of 10 s are left"
+
+
+@pytest.mark.parametrize(
+    ("size", "concurrency", "fits", "queued"),
+    [(10_000, 50, 299, 0), (100_000, 50, 30, 20), (2_097_152, 50, 1, 49), (4_000_000, 2, 0, 2)],
+)
+def test_fifty_at_once(size: int, concurrency: int, fits: int, queued: int) -> None:
+    assert schedule(kv_cache_tokens=3_055_834).fits(Point(size, 200, concurrency)) == (fits, queued)
+
+
+def test_an_unknown_pool_is_not_guessed() -> None:
+    assert schedule(kv_cache_tokens=None).fits(Point(10_000, 200, 50)) == (None, None)
 
 
 def test_nothing_is_skipped_on_an_assumption() -> None:
