@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..results import SEVERITY, Physics, PointResult, Reason, RequestRecord, RequestStatus, RunResult, Verdict, worst
@@ -93,109 +94,87 @@ def _inconclusive(code: str, text: str) -> Reason:
 
 def judge_point(evidence: PointEvidence) -> tuple[Verdict, tuple[Reason, ...]]:
     """The verdict of a point and every reason for it, the worst first. A point without a reason PASSes."""
-    records = evidence.records
-    reasons: list[Reason] = []
-    reasons += _failures(records, evidence.server_dead)
-    if evidence.moved is not None and evidence.moved.restarted:
-        reasons.append(_fail("server_restarted", "the server's counters fell during the point: it was restarted"))
-    ok = [r for r in records if r.status is RequestStatus.OK]
+    reasons = [*_failures(evidence)]
+    ok = [r for r in evidence.records if r.status is RequestStatus.OK]
     if ok:
-        reasons += _tokens(ok, evidence)
-        reasons += _coldness(ok, evidence)
-        reasons += _physics(evidence)
-        reasons += _other_clients(evidence)
-        reasons += _repeated_text(evidence)
-        reasons += _client_lag(ok, evidence)
-        reasons += _repeats(ok, evidence.limits)
-        reasons += _limits(ok, evidence)
+        for judge in (_tokens, _coldness, _physics, _other_clients, _repeated_text, _client_lag, _repeats, _limits):
+            reasons += judge(ok, evidence)
     reasons.sort(key=lambda r: SEVERITY.index(r.verdict), reverse=True)
     return (worst(r.verdict for r in reasons) if reasons else Verdict.PASS), tuple(reasons)
 
 
-def _failures(records: Sequence[RequestRecord], server_dead: str | None) -> list[Reason]:
-    failed = [r for r in records if r.status is not RequestStatus.OK]
-    reasons: list[Reason] = []
+# Each of these gives the reasons that one kind of evidence holds against a point. ``ok``: its completed requests.
+
+
+def _failures(evidence: PointEvidence) -> Iterator[Reason]:
+    failed = [r for r in evidence.records if r.status is not RequestStatus.OK]
     if failed:
-        kinds: dict[str, int] = {}
-        for record in failed:
-            kinds[record.error or record.status.value] = kinds.get(record.error or record.status.value, 0) + 1
+        kinds = Counter(record.error or record.status.value for record in failed)
         told = "; ".join(f"{text} ({count}x)" if count > 1 else text for text, count in list(kinds.items())[:3])
         more = f"; and {len(kinds) - 3} other kinds" if len(kinds) > 3 else ""
-        reasons.append(_fail("request_failed", f"{len(failed)} of {len(records)} requests failed: {told}{more}"))
-    if server_dead is not None:
-        reasons.append(_fail("server_dead", server_dead))
-    return reasons
+        yield _fail("request_failed", f"{len(failed)} of {len(evidence.records)} requests failed: {told}{more}")
+    if evidence.server_dead is not None:
+        yield _fail("server_dead", evidence.server_dead)
+    if evidence.moved is not None and evidence.moved.restarted:
+        yield _fail("server_restarted", "the server's counters fell during the point: it was restarted")
 
 
-def _tokens(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason]:
-    reasons: list[Reason] = []
-    silent = [r for r in ok if r.prompt_tokens is None]
+def _tokens(ok: Sequence[RequestRecord], evidence: PointEvidence) -> Iterator[Reason]:
+    silent = sum(r.prompt_tokens is None for r in ok)
     if silent:
-        text = f"{len(silent)} of {len(ok)} answers carry no usage: the prompt's size is not confirmed by the server"
-        reasons.append(_inconclusive("no_usage", text))
-    off = [r for r in ok if r.prompt_tokens is not None and r.prompt_tokens != r.input_tokens]
-    if off:
-        first = max(off, key=lambda r: abs((r.prompt_tokens or 0) - r.input_tokens))
-        error = (first.prompt_tokens or 0) - first.input_tokens
+        text = f"{silent} of {len(ok)} answers carry no usage: the prompt's size is not confirmed by the server"
+        yield _inconclusive("no_usage", text)
+    errors = [
+        (r.prompt_tokens - r.input_tokens, r) for r in ok if r.prompt_tokens is not None and r.prompt_tokens != r.input_tokens
+    ]
+    if errors:
+        error, first = max(errors, key=lambda pair: abs(pair[0]))
         text = (
             f"the server counted {first.prompt_tokens:,} prompt tokens where {first.input_tokens:,} were sent "
-            f"({error:+,}; {len(off)} of {len(ok)} requests)"
+            f"({error:+,}; {len(errors)} of {len(ok)} requests)"
         )
         # Text cannot be aligned better than the endpoint's tokenizer allows: a small error is INCONCLUSIVE, not INVALID.
-        aligned = not evidence.exact_ids and all(
-            abs((r.prompt_tokens or 0) - r.input_tokens) <= 0.001 * r.input_tokens + 4 for r in off
-        )
-        reasons.append(
-            _inconclusive("token_error", text + "; text is not exact here") if aligned else _invalid("token_error", text)
-        )
+        if not evidence.exact_ids and all(abs(error) <= 0.001 * r.input_tokens + 4 for error, r in errors):
+            yield _inconclusive("token_error", text + "; text is not exact here")
+        else:
+            yield _invalid("token_error", text)
     short = [r for r in ok if r.completion_tokens is not None and r.completion_tokens != r.output_tokens]
-    if short:
-        first = short[0]
-        text = (
-            f"{first.completion_tokens:,} output tokens by the server's count where {first.output_tokens:,} were asked for "
-            f"({len(short)} of {len(ok)} requests, finish reason {first.finish_reason})"
-        )
-        reasons.append(_invalid("output_token_error", text))
     crowded = [r for r in ok if len(r.itl_s) + 1 > r.output_tokens + 1]
-    if crowded and not short:
-        first = crowded[0]
-        text = f"{len(first.itl_s) + 1} token events where {first.output_tokens} tokens were asked for"
-        reasons.append(_invalid("output_token_error", text))
-    moved = evidence.moved
-    if moved is not None and evidence.traffic is not None and moved.prompt_tokens is not None:
+    if short:
+        text = (
+            f"{short[0].completion_tokens:,} output tokens by the server's count where {short[0].output_tokens:,} were asked for "
+            f"({len(short)} of {len(ok)} requests, finish reason {short[0].finish_reason})"
+        )
+        yield _invalid("output_token_error", text)
+    elif crowded:
+        text = f"{len(crowded[0].itl_s) + 1} token events where {crowded[0].output_tokens} tokens were asked for"
+        yield _invalid("output_token_error", text)
+    moved, counted = evidence.moved, evidence.traffic
+    if moved is not None and counted is not None and moved.prompt_tokens is not None and not moved.restarted:
         sent = sum(r.input_tokens for r in ok)
         # The server reports the right usage but counted fewer tokens: it did not process what was sent.
-        if evidence.traffic.missing_prompt_tokens > max(1.0, 0.001 * sent) and not moved.restarted:
+        if counted.missing_prompt_tokens > max(1.0, 0.001 * sent):
             text = f"the server's counter moved by {moved.prompt_tokens:,.0f} prompt tokens while {sent:,} were sent"
-            reasons.append(_inconclusive("counter_mismatch", text))
-    return reasons
+            yield _inconclusive("counter_mismatch", text)
 
 
-def _coldness(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason]:
+def _coldness(ok: Sequence[RequestRecord], evidence: PointEvidence) -> Iterator[Reason]:
     cache = evidence.cache
-    if evidence.warm_mode:
-        if cache.state == "UNKNOWN":
-            return [_inconclusive("cache_unknown", f"warm mode, but nothing tells whether the cache was hit: {cache.source}")]
-        if cache.state == "COLD":
-            return [
-                _inconclusive(
-                    "not_warm", "warm mode, but no prompt came from the cache: it is off, or too small to keep one prompt"
-                )
-            ]
-        return []
-    if cache.state == "WARM":
+    if cache.state == "UNKNOWN":
+        warm = "warm mode, but nothing tells whether the cache was hit"
+        yield _inconclusive("cache_unknown", f"{warm if evidence.warm_mode else 'not proven cold'}: {cache.source}")
+    elif evidence.warm_mode and cache.state == "COLD":
+        text = "warm mode, but no prompt came from the cache: it is off, or too small to keep one prompt"
+        yield _inconclusive("not_warm", text)
+    elif cache.state == "WARM" and not evidence.warm_mode:
         cached = sum(r.cached_tokens or 0 for r in ok)
         share = f"{100 * (cache.share or 0):.1f}%"
         text = f"{share} of the prompt tokens came from the prefix cache (by {cache.source}; usage says {cached:,} tokens)"
-        return [_invalid("cached_prompt", text)]
-    if cache.state == "UNKNOWN":
-        return [_inconclusive("cache_unknown", f"not proven cold: {cache.source}")]
-    return []
+        yield _invalid("cached_prompt", text)
 
 
-def _physics(evidence: PointEvidence) -> list[Reason]:
+def _physics(_: Sequence[RequestRecord], evidence: PointEvidence) -> Iterator[Reason]:
     physics = evidence.physics
-    reasons: list[Reason] = []
     if physics is not None and physics.ratio < evidence.limits.floor_ratio and not evidence.warm_mode:
         share = physics.explaining_cached_share
         why = f"; a cached share of {100 * share:.0f}% would explain it" if share is not None else ""
@@ -203,48 +182,43 @@ def _physics(evidence: PointEvidence) -> list[Reason]:
             f"TTFT is {physics.ratio:.2f} of the least time that this hardware needs ({physics.floor_s:.3f} s at "
             f"{physics.peak_flop_per_s / 1e12:.4g} TFLOP/s, {physics.peak_source}){why}"
         )
-        reasons.append(_invalid("below_floor", text))
-    return reasons
+        yield _invalid("below_floor", text)
 
 
-def _other_clients(evidence: PointEvidence) -> list[Reason]:
-    reasons: list[Reason] = []
+def _other_clients(_: Sequence[RequestRecord], evidence: PointEvidence) -> Iterator[Reason]:
+    others, foreign, watched = evidence.traffic, evidence.foreign_running, evidence.watched
     if evidence.moved is None:
         text = "the server shows no counters: other clients' traffic and silent cache hits cannot be ruled out"
-        if evidence.watched is not None:
-            text += (
-                f" (the requests in flight, read from {evidence.watched}, were ours alone, but a short one slips through)"
-                if not evidence.foreign_running
-                else f" (requests in flight read from {evidence.watched})"
-            )
-            text += f"; {evidence.counters_advice}" if evidence.counters_advice else ""
-        reasons.append(_inconclusive("no_metrics", text))
-    others = evidence.traffic
+        if watched is not None and foreign:
+            text += f" (requests in flight read from {watched})"
+        elif watched is not None:
+            text += f" (the requests in flight, read from {watched}, were ours alone, but a short one slips through)"
+        text += f"; {evidence.counters_advice}" if evidence.counters_advice and watched is not None else ""
+        yield _inconclusive("no_metrics", text)
     if others is not None and others.foreign:
         text = (
             f"someone else used the server: {others.foreign_prompt_tokens:,.0f} prompt and "
             f"{others.foreign_output_tokens:,.0f} output tokens beyond ours ({others.ours_prompt_tokens:,}, "
             f"{others.ours_output_tokens:,})"
         )
-        reasons.append(_inconclusive("foreign_traffic", text))
-    elif evidence.foreign_running:
-        text = f"up to {evidence.foreign_running:.0f} requests of someone else were on the server before or during the point"
-        reasons.append(_inconclusive("foreign_traffic", text))
-    return reasons
+        yield _inconclusive("foreign_traffic", text)
+    elif foreign:
+        text = f"up to {foreign:.0f} requests of someone else were on the server before or during the point"
+        yield _inconclusive("foreign_traffic", text)
 
 
-def _repeated_text(evidence: PointEvidence) -> list[Reason]:
+def _repeated_text(_: Sequence[RequestRecord], evidence: PointEvidence) -> Iterator[Reason]:
     share, matters = evidence.distinct_share, evidence.repetition_matters
-    if share is None or matters is None or share >= DISTINCT_LEAST:
-        return []
-    text = (
-        f"the text repeats: {100 * share:.1f}% of the prompt's 16-token windows are distinct; at least {100 * DISTINCT_LEAST:.0f}% are "
-        f"required for {matters}; use a longer or less repetitive corpus file, or the built-in text"
-    )
-    return [_inconclusive("repeated_text", text)]
+    if share is not None and matters is not None and share < DISTINCT_LEAST:
+        text = (
+            f"the text repeats: {100 * share:.1f}% of the prompt's 16-token windows are distinct; at least "
+            f"{100 * DISTINCT_LEAST:.0f}% are required for {matters}; use a longer or less repetitive corpus file, or the "
+            "built-in text"
+        )
+        yield _inconclusive("repeated_text", text)
 
 
-def _client_lag(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason]:
+def _client_lag(ok: Sequence[RequestRecord], evidence: PointEvidence) -> Iterator[Reason]:
     ttft = summarize(r.ttft_s for r in ok)
     lag = max((r.client_lag_s or 0.0 for r in ok), default=0.0)
     late = [r for r in ok if (r.client_lag_s or 0.0) > max(LAG_LEAST_S, LAG_SHARE * (r.ttft_s or 0.0))]
@@ -253,46 +227,36 @@ def _client_lag(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Re
             f"the client itself lagged by up to {1000 * lag:.0f} ms when first tokens arrived "
             f"({len(late)} of {len(ok)} requests; TTFT p50 {ttft.p50:.3f} s)"
         )
-        return [_inconclusive("client_lag", text)]
-    if evidence.lag_share > LAG_LOOP_SHARE:
-        return [
-            _inconclusive("client_lag", f"the client's event loop stood still for {100 * evidence.lag_share:.0f}% of the point")
-        ]
-    return []
+        yield _inconclusive("client_lag", text)
+    elif evidence.lag_share > LAG_LOOP_SHARE:
+        text = f"the client's event loop stood still for {100 * evidence.lag_share:.0f}% of the point"
+        yield _inconclusive("client_lag", text)
 
 
-def repeat_medians(ok: Sequence[RequestRecord]) -> list[float]:
-    """Median TTFT of each repeat, in order (seconds)."""
+def _repeats(ok: Sequence[RequestRecord], evidence: PointEvidence) -> Iterator[Reason]:
     groups: dict[int, list[float]] = {}
     for record in ok:
         if record.ttft_s is not None:
             groups.setdefault(record.repeat, []).append(record.ttft_s)
-    return [statistics.median(groups[key]) for key in sorted(groups)]
+    medians = [statistics.median(groups[key]) for key in sorted(groups)]
+    apart, limits = disagreement(medians), evidence.limits
+    if apart is not None and apart > limits.tolerance and max(medians) - min(medians) > limits.tolerance_least_s:
+        listed = ", ".join(f"{m:.3f}" for m in medians)
+        text = f"repeats disagree by {100 * apart:.0f}% (allowed: {100 * limits.tolerance:.0f}%): TTFT {listed} s"
+        yield _inconclusive("repeats_disagree", text)
 
 
-def _repeats(ok: Sequence[RequestRecord], limits: Limits) -> list[Reason]:
-    medians = repeat_medians(ok)
-    apart = disagreement(medians)
-    if apart is None or apart <= limits.tolerance or max(medians) - min(medians) <= limits.tolerance_least_s:
-        return []
-    listed = ", ".join(f"{m:.3f}" for m in medians)
-    text = f"repeats disagree by {100 * apart:.0f}% (allowed: {100 * limits.tolerance:.0f}%): TTFT {listed} s"
-    return [_inconclusive("repeats_disagree", text)]
-
-
-def _limits(ok: Sequence[RequestRecord], evidence: PointEvidence) -> list[Reason]:
+def _limits(ok: Sequence[RequestRecord], evidence: PointEvidence) -> Iterator[Reason]:
     limits = evidence.limits
-    reasons: list[Reason] = []
-    gaps = summarize(g for r in ok for g in r.itl_s) if limits.itl_s is not None else None
-    for name, limit, stats in (
-        ("TTFT", limits.ttft_s, summarize(r.ttft_s for r in ok)),
-        ("TPOT", limits.tpot_s, summarize(r.tpot_s for r in ok)),
-        ("ITL", limits.itl_s, gaps),
-        ("E2E", limits.e2e_s, summarize(r.e2e_s for r in ok)),
+    for name, limit, values in (
+        ("TTFT", limits.ttft_s, (r.ttft_s for r in ok)),
+        ("TPOT", limits.tpot_s, (r.tpot_s for r in ok)),
+        ("ITL", limits.itl_s, (gap for r in ok for gap in r.itl_s)),
+        ("E2E", limits.e2e_s, (r.e2e_s for r in ok)),
     ):
+        stats = summarize(values) if limit is not None else None
         if limit is not None and stats is not None and stats.p90 > limit:
-            reasons.append(_fail("slo_missed", f"{name} p90 {stats.p90:.4g} s is over the limit of {limit:.4g} s"))
-    return reasons
+            yield _fail("slo_missed", f"{name} p90 {stats.p90:.4g} s is over the limit of {limit:.4g} s")
 
 
 def meets_slo(record: RequestRecord, limits: Limits) -> bool:
@@ -319,7 +283,7 @@ def judge_needles(recall: float | None, limit: float | None, applicable: bool) -
     return ()
 
 
-def judge_regression(now: Sequence[PointResult], baseline: RunResult) -> tuple[Reason, ...]:
+def judge_regression(now: Sequence[PointResult], baseline: RunResult) -> list[Reason]:
     """Reasons for every point that is slower than in the stored run. Points are matched by id.
 
     FAIL where it is slower by more than the noise of both (:func:`..stats.difference`), INCONCLUSIVE where too few requests were
@@ -329,23 +293,21 @@ def judge_regression(now: Sequence[PointResult], baseline: RunResult) -> tuple[R
     pairs = [(point, before[point.point_id]) for point in now if point.ran and point.point_id in before]
     if not pairs:
         text = f"run {baseline.run_id} has no valid point in common with this one: nothing was compared"
-        return (_inconclusive("regression", text),)
-    reasons: list[Reason] = []
+        return [_inconclusive("regression", text)]
+    reasons = []
     for point, then in pairs:
         for name, new, old in (("TTFT", point.ttft_s, then.ttft_s), ("TPOT", point.tpot_s, then.tpot_s)):
             apart = difference(old, new, point.concurrency) if old is not None and new is not None else None
             if old is None or new is None or apart is None or apart.beyond is False or apart.relative <= 0:
                 continue
-            text = (
-                f"{point.point_id}: {name} p50 {new.p50:.4g} s was {old.p50:.4g} s in run {baseline.run_id}: "
-                f"{100 * apart.relative:+.0f}%, "
-            )
+            text = f"{point.point_id}: {name} p50 {new.p50:.4g} s was {old.p50:.4g} s in run {baseline.run_id}: "
+            text += f"{100 * apart.relative:+.0f}%, "
             noise = "" if apart.noise is None else f" ({100 * apart.noise:.0f}%)"
             if apart.beyond:
                 reasons.append(_fail("regression", f"{text}more than the noise of both{noise}"))
             else:
                 reasons.append(_inconclusive("regression", f"{text}{apart.note}{noise}; measure both with more repeats"))
-    return tuple(reasons)
+    return reasons
 
 
 def implausible_rates(points: Sequence[PointResult], factor: float = 4.0) -> dict[str, Reason]:
@@ -355,16 +317,14 @@ def implausible_rates(points: Sequence[PointResult], factor: float = 4.0) -> dic
     until the hardware is busy and then falls, so a long point cannot beat all shorter ones by a large factor.
     """
     out: dict[str, Reason] = {}
-    single = [p for p in points if p.ran and p.ttft_s is not None and p.concurrency == 1]
-    for point in single:
-        assert point.ttft_s is not None  # noqa: S101 - filtered above
-        shorter = [p for p in single if p.input_tokens < point.input_tokens and p.input_tokens >= 1000]
+    single = [(p, p.ttft_s.p50) for p in points if p.ran and p.ttft_s is not None and p.concurrency == 1]
+    for point, ttft_s in single:
+        shorter = [(p.input_tokens, s) for p, s in single if 1000 <= p.input_tokens < point.input_tokens]
         if not shorter:
             continue
-        quickest = max(p.input_tokens / max(p.ttft_s.p50, 1e-6) for p in shorter if p.ttft_s is not None)
-        rate = point.input_tokens / max(point.ttft_s.p50, 1e-6)
-        slowest_shorter = max(p.ttft_s.p50 for p in shorter if p.ttft_s is not None)
-        if rate > factor * quickest and point.ttft_s.p50 < slowest_shorter and math.isfinite(rate):
+        quickest = max(tokens / max(s, 1e-6) for tokens, s in shorter)
+        rate = point.input_tokens / max(ttft_s, 1e-6)
+        if rate > factor * quickest and ttft_s < max(s for _, s in shorter) and math.isfinite(rate):
             text = (
                 f"{rate:,.0f} tokens/s is {rate / quickest:.1f} times the best shorter point, and quicker in all: "
                 "a cold prompt cannot take less time than a shorter one"
