@@ -372,12 +372,13 @@ def load_run(path: Path) -> RunResult:
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA_NAME:
         raise UserError(f"{path} is not a Longhaul result", f'"schema": "{SCHEMA_NAME}"', "name a <host>.json of a run")
     if raw.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema version {raw.get('schema_version')}",
-            f"version {SCHEMA_VERSION}",
-            "read it with the Longhaul release that wrote it",
-        )
-    return from_jsonable(RunResult, raw)
+        found = f"{path} has schema version {raw.get('schema_version')}"
+        raise UserError(found, f"version {SCHEMA_VERSION}", "read it with the Longhaul release that wrote it")
+    try:
+        return from_jsonable(RunResult, raw)
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as exc:
+        found = f"{path} does not follow the result schema ({type(exc).__name__}: {exc})"
+        raise UserError(found, "a result file as Longhaul wrote it", "fetch it from the host again") from exc
 
 
 def dump_run(run: RunResult) -> str:

@@ -55,15 +55,8 @@ def summarize(values: Iterable[float | None]) -> Stats | None:
     found = sorted(v for v in values if v is not None)
     if not found:
         return None
-    return Stats(
-        n=len(found),
-        mean=statistics.fmean(found),
-        min=found[0],
-        p50=percentile(found, 0.5),
-        p90=percentile(found, 0.9),
-        p99=percentile(found, 0.99),
-        max=found[-1],
-    )
+    p50, p90, p99 = (percentile(found, q) for q in (0.5, 0.9, 0.99))
+    return Stats(len(found), statistics.fmean(found), found[0], p50, p90, p99, found[-1])
 
 
 def disagreement(medians: Sequence[float]) -> float | None:

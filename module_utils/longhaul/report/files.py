@@ -22,19 +22,17 @@ def load_run_dir(path: Path) -> list[RunResult]:
     Raises UserError when the path does not exist, holds no result, or holds one this release cannot read.
     """
     if path.is_file():
-        return [_load(path)]
+        return [load_run(path)]
     if not path.is_dir():
         raise UserError(f"no directory {path}", "a run directory with <host>.json files", "name a folder under results/")
-    runs = [_load(file) for file in sorted(path.glob("*.json")) if file.is_file() and _is_result(file)]
+    runs = [load_run(file) for file in sorted(path.glob("*.json")) if file.is_file() and _is_result(file)]
     if runs:
         return runs
     raw = sorted(f.parent.name for f in path.glob("*/requests.jsonl"))
     if raw:
-        raise UserError(
-            f"{path} holds raw evidence of {', '.join(raw)} but no result (the run did not end)",
-            "a <host>.json for each host",
-            "run the validation again; the measured requests stay in requests.jsonl",
-        )
+        found = f"{path} holds raw evidence of {', '.join(raw)} but no result (the run did not end)"
+        fix = "run the validation again; the measured requests stay in requests.jsonl"
+        raise UserError(found, "a <host>.json for each host", fix)
     raise UserError(f"no result in {path}", "at least one <host>.json", "name a folder under results/, such as results/latest")
 
 
@@ -45,17 +43,6 @@ def _is_result(file: Path) -> bool:
     except (OSError, ValueError):
         return True
     return isinstance(raw, dict) and raw.get("schema") == SCHEMA_NAME
-
-
-def _load(file: Path) -> RunResult:
-    try:
-        return load_run(file)
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as exc:
-        raise UserError(
-            f"{file} does not follow the result schema ({type(exc).__name__}: {exc})",
-            "a result file as Longhaul wrote it",
-            "fetch it from the host again",
-        ) from exc
 
 
 def file_name(host: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..results import PointResult, RunResult, Stats, Verdict
 from . import svg
@@ -16,12 +16,9 @@ from .wording import TIMES, duration, finite, percent, plottable, rate, seconds,
 
 def overlay(runs: Sequence[RunResult], names: Sequence[str]) -> str:
     """Two figures, TTFT and prefill rate against input length, with one line for each of the first six runs that have one."""
-    return "".join(
-        (
-            _overlay(runs, names, "TTFT", lambda p: p.ttft_s, seconds, _axis_seconds, "median"),
-            _overlay(runs, names, "Prefill rate", lambda p: p.prefill_tokens_per_s, rate, _axis_rate, "tokens/s, median"),
-        )
-    )
+    ttft = _overlay(runs, names, "TTFT", lambda p: p.ttft_s, seconds, _axis_seconds, "median")
+    speed = _overlay(runs, names, "Prefill rate", lambda p: p.prefill_tokens_per_s, rate, _axis_rate, "tokens/s, median")
+    return ttft + speed
 
 
 def _overlay(
@@ -36,12 +33,9 @@ def _overlay(
     """One figure of every host against input length, cold runs only, points that PASSed or FAILed; six hosts at most."""
     series: list[Series] = []
     for run, who in zip(runs, names, strict=True):
-        points = [p for p in _lowest(run) if p.concurrency == 1]
-        marks = tuple(
-            Mark(m.x, m.y, None, None, m.kind, f"{who}: {m.title}")
-            for m in _marks(run, points, pick, text, name)
-            if m.kind in ("pass", "fail")
-        )
+        measured = _marks(run, [p for p in _lowest(run) if p.concurrency == 1], pick, text, name)
+        joined = [m for m in measured if m.kind in ("pass", "fail")]
+        marks = tuple(Mark(m.x, m.y, None, None, m.kind, f"{who}: {m.title}") for m in joined)
         if marks and run.mode == "cold" and len(series) < 6:
             series.append(Series(who, marks, len(series)))
     if len(series) < 2:
@@ -131,9 +125,9 @@ def _view(run: RunResult, place: int) -> View:
     points = _lowest(run)
     least = points[0].concurrency if points else 1
     load = "one request at a time" if least == 1 else f"{least} requests at once"
-    view = View(run, place, points, _by_output(points), load, "")
-    whiskers = any(m.low is not None for s in _ttft_series(view) for m in s.marks)
-    return replace(view, spread="median, whiskers from min to max" if whiskers else "median")
+    by_output = _by_output(points)
+    whiskers = any(m.low is not None for s in _series(run, by_output, lambda p: p.ttft_s, seconds, "TTFT") for m in s.marks)
+    return View(run, place, points, by_output, load, "median, whiskers from min to max" if whiskers else "median")
 
 
 def plots_of(run: RunResult, place: int) -> str:
@@ -148,17 +142,12 @@ def plots_of(run: RunResult, place: int) -> str:
     return f'<div class="grid2">{"".join(drawn)}</div>' if any(drawn) else ""
 
 
-def _ttft_series(view: View) -> list[Series]:
-    return _series(view.run, view.by_output, lambda p: p.ttft_s, seconds, "TTFT")
-
-
 def _ttft(view: View) -> list[str]:
-    series = _ttft_series(view)
+    series = _series(view.run, view.by_output, lambda p: p.ttft_s, seconds, "TTFT")
     if view.run.mode == "cold":
         floor = _computed(view.points, lambda p: p.physics.floor_s if p.physics else None)
         series.append(Series("Floor: least time if cold", floor, 9, True))
-    drawing = svg.plot(series, describe="TTFT against input length", x_title="Input tokens", y_text=_axis_seconds)
-    return [figure("TTFT against input length", f"{view.load}; {view.spread}", drawing, series)]
+    return [_by_length("TTFT", f"{view.load}; {view.spread}", series, _axis_seconds)]
 
 
 def _prefill_rate(view: View) -> list[str]:
@@ -166,8 +155,7 @@ def _prefill_rate(view: View) -> list[str]:
         return []
     series = _series(view.run, view.by_output, lambda p: p.prefill_tokens_per_s, _tokens_per_s, "prefill", labels=False)
     series.append(Series("Ceiling: input tokens / floor", _computed(view.points, _ceiling), 9, True))
-    drawing = svg.plot(series, describe="Prefill rate against input length", x_title="Input tokens", y_text=_axis_rate)
-    return [figure("Prefill rate against input length", f"tokens/s, {view.load}; {view.spread}", drawing, series)]
+    return [_by_length("Prefill rate", f"tokens/s, {view.load}; {view.spread}", series, _axis_rate)]
 
 
 def _decode_latency(view: View) -> list[str]:
@@ -179,8 +167,12 @@ def _decode_latency(view: View) -> list[str]:
         series.append(Series("ITL, p99", tail, 1))
     floor = _computed(view.points, lambda p: p.physics.decode_floor_s if p.physics else None)
     series.append(Series("Decode floor", floor, 9, True))
-    drawing = svg.plot(series, describe="Decode latency against input length", x_title="Input tokens", y_text=_axis_seconds)
-    return [figure("Decode latency against input length", f"time per output token, {view.load}", drawing, series)]
+    return [_by_length("Decode latency", f"time per output token, {view.load}", series, _axis_seconds)]
+
+
+def _by_length(name: str, note: str, series: Sequence[Series], axis: Callable[[float], str]) -> str:
+    title = f"{name} against input length"
+    return figure(title, note, svg.plot(series, describe=title, x_title="Input tokens", y_text=axis), series)
 
 
 def _tokens_per_s(value: object) -> str:
@@ -210,11 +202,14 @@ def _series(
     labels: bool = True,
 ) -> list[Series]:
     show = labels and len(by_output) == 1 and sum(len(v) for v in by_output.values()) <= 8
-    out = []
-    for place, (output, points) in enumerate(by_output.items()):
-        title = "Measured" if len(by_output) == 1 else f"{output:,} output tokens"
-        out.append(Series(title, _marks(run, points, pick, text, name, labels=show), place))
-    return out
+    return [
+        Series(
+            "Measured" if len(by_output) == 1 else f"{output:,} output tokens",
+            _marks(run, points, pick, text, name, labels=show),
+            place,
+        )
+        for place, (output, points) in enumerate(by_output.items())
+    ]
 
 
 def _queueing(view: View) -> list[str]:
@@ -261,14 +256,11 @@ def _ttft_by_concurrency(view: View) -> list[str]:
     chosen = [(n, ps) for n, ps in sorted(lengths.items()) if len({p.concurrency for p in ps}) > 1][:5]
     series: list[Series] = []
     for place, (tokens, points) in enumerate(chosen):
-        marks = []
-        for mark, point in ((m, p) for p in points for m in _marks(run, [p], lambda q: q.ttft_s, seconds, "TTFT")):
-            marks.append(Mark(float(point.concurrency), mark.y, None, None, mark.kind, mark.title))
+        pairs = ((m, p) for p in points for m in _marks(run, [p], lambda q: q.ttft_s, seconds, "TTFT"))
+        marks = [Mark(float(p.concurrency), m.y, None, None, m.kind, m.title) for m, p in pairs]
         if len({m.x for m in marks if m.kind in ("pass", "fail")}) > 1:
             series.append(Series(f"{short_count(tokens)} input tokens", tuple(marks), place))
-    drawing = (
-        svg.plot(series, describe="TTFT against concurrency", x_title="Requests at once", y_text=_axis_seconds) if series else ""
-    )
+    drawing = svg.plot(series, describe="TTFT against concurrency", x_title="Requests at once", y_text=_axis_seconds)
     names = ", ".join(s.name for s in series) if len(series) == 1 else "by input length"
     return [figure("TTFT against concurrency", f"median, {names}", drawing, series)]
 
@@ -302,10 +294,5 @@ def _needles(view: View) -> list[str]:
 
 # In the order of the report. A new plot is one function that takes the view and returns figures, and its name here.
 PLOTS: tuple[Callable[[View], list[str]], ...] = (
-    _ttft,
-    _prefill_rate,
-    _decode_latency,
-    _needles,
-    _queueing,
-    _ttft_by_concurrency,
-)
+    _ttft, _prefill_rate, _decode_latency, _needles, _queueing, _ttft_by_concurrency,
+)  # fmt: skip

@@ -54,33 +54,21 @@ def render_prometheus(run: RunResult) -> str:
     """
     out = _Families()
     who = {"host": run.host, "engine": run.engine, "model": run.model}
+    info = {**who, "engine_version": run.engine_version, "run_id": run.run_id, "mode": run.mode}
+    text = "Verdict of the last validation run: 1 for the one that holds, 0 for the others."
     for verdict in SEVERITY:
-        out.add(
-            "longhaul_validation_verdict",
-            "Verdict of the last validation run: 1 for the one that holds, 0 for the others.",
-            {**who, "verdict": verdict.value},
-            int(run.verdict is verdict),
-        )
-    out.add(
-        "longhaul_validation_timestamp_seconds",
-        "When the last validation run finished (Unix time). Its age: time() - longhaul_validation_timestamp_seconds.",
-        who,
-        run.finished_unix_s,
-    )
+        out.add("longhaul_validation_verdict", text, {**who, "verdict": verdict.value}, int(run.verdict is verdict))
+    text = "When the last validation run finished (Unix time). Its age: time() - longhaul_validation_timestamp_seconds."
+    out.add("longhaul_validation_timestamp_seconds", text, who, run.finished_unix_s)
     out.add("longhaul_validation_duration_seconds", "How long the run took.", who, run.finished_unix_s - run.started_unix_s)
     out.add("longhaul_validation_complete", "1 when the run went to its end, 0 when it was cut short.", who, int(run.complete))
-    info = {**who, "engine_version": run.engine_version, "run_id": run.run_id, "mode": run.mode}
     out.add("longhaul_validation_info", "Always 1; what was validated, as labels.", info, 1)
     for word in _STATES:
         number = sum(state(p) == word for p in run.points)
         out.add("longhaul_validation_points", "Points of the ladder by verdict.", {**who, "verdict": word}, number)
-    proven = max(
-        (p.input_tokens for p in run.points if p.ran and p.verdict is Verdict.PASS and stands(run, p)),
-        default=0 if run.mode == "cold" else None,
-    )
-    out.add(
-        "longhaul_proven_input_tokens", "Longest prompt that PASSed (0: none did).", who, proven if run.mode == "cold" else None
-    )
+    if run.mode == "cold":
+        passed = (p.input_tokens for p in run.points if p.ran and p.verdict is Verdict.PASS and stands(run, p))
+        out.add("longhaul_proven_input_tokens", "Longest prompt that PASSed (0: none did).", who, max(passed, default=0))
     recall = run.needle_recall if run.verdict is not Verdict.INVALID else None
     out.add("longhaul_needle_recall_ratio", "Share of planted facts that the answers held.", who, recall)
     if run.capacity is not None:
@@ -93,12 +81,8 @@ def render_prometheus(run: RunResult) -> str:
 
 
 def _point(out: _Families, run: RunResult, point: PointResult, who: Mapping[str, object]) -> None:
-    labels: dict[str, object] = {
-        **who,
-        "input_tokens": point.input_tokens,
-        "output_tokens": point.output_tokens,
-        "concurrency": point.concurrency,
-    }
+    sizes = {"input_tokens": point.input_tokens, "output_tokens": point.output_tokens, "concurrency": point.concurrency}
+    labels = {**who, **sizes}
     for word in _STATES:
         help_text = "Verdict of one point of the ladder: 1 for the one that holds, 0 for the others."
         out.add("longhaul_point_verdict", help_text, {**labels, "verdict": word}, int(state(point) == word))
@@ -118,14 +102,12 @@ def _point(out: _Families, run: RunResult, point: PointResult, who: Mapping[str,
         if values is not None and values.n > 0:
             for quantile, attribute in _QUANTILES:
                 out.add(prefix + name, what + text, {**labels, "quantile": quantile}, getattr(values, attribute))
-    out.add(
-        prefix + "output_tokens_per_second", what + "Output tokens per second, all requests.", labels, point.output_tokens_per_s
-    )
+    text = what + "Output tokens per second, all requests."
+    out.add(prefix + "output_tokens_per_second", text, labels, point.output_tokens_per_s)
     out.add(prefix + "goodput_requests_per_second", what + "Requests per second within every limit.", labels, point.goodput_per_s)
     for outcome, number in (("completed", point.completed), ("failed", point.failed), ("timed_out", point.timed_out)):
         out.add(prefix + "requests", what + "Requests of a point by outcome.", {**labels, "outcome": outcome}, number)
     if point.physics is not None and not warm:
-        out.add(
-            "longhaul_ttft_floor_seconds", "Least time a cold prefill can take on this hardware.", labels, point.physics.floor_s
-        )
+        text = "Least time a cold prefill can take on this hardware."
+        out.add("longhaul_ttft_floor_seconds", text, labels, point.physics.floor_s)
         out.add("longhaul_prefill_mfu_ratio", "Share of the hardware's peak that prefill used.", labels, point.physics.mfu)

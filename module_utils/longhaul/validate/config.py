@@ -145,25 +145,25 @@ def check_config(config: ValidateConfig) -> None:
             if isinstance(value, bool) or value < 1:
                 raise UserError(f"{name} {value} in the ladder", "a whole number of at least 1", "correct the ladder")
         check_context(point, config.context_tokens)
-    if len({p.id for p in config.points}) != len(config.points):
-        raise UserError("the same point twice in the ladder", "distinct points", "use repeats instead")
-    if config.repeats < 1:
-        raise UserError(f"{config.repeats} repeats", "at least 1", "correct repeats")
-    if config.attempts < 1:
-        raise UserError(f"{config.attempts} attempts", "at least 1", "set context_test_attempts (or --attempts)")
-    if config.mode not in ("cold", "warm"):
-        raise UserError(f"mode {config.mode!r}", "cold or warm", "correct the mode")
-    if config.transport not in ("ids", "text"):
-        raise UserError(f"transport {config.transport!r}", "ids or text", "correct the transport")
+    blind = config.tokenizer_dir is None
+    unknown = next((k for k in config.needles.kinds if k not in KINDS), None)
+    for wrong, found, required, fix in (
+        (len({p.id for p in config.points}) != len(config.points), "the same point twice in the ladder", "distinct points",
+         "use repeats instead"),
+        (config.repeats < 1, f"{config.repeats} repeats", "at least 1", "correct repeats"),
+        (config.attempts < 1, f"{config.attempts} attempts", "at least 1", "set context_test_attempts (or --attempts)"),
+        (config.mode not in ("cold", "warm"), f"mode {config.mode!r}", "cold or warm", "correct the mode"),
+        (config.transport not in ("ids", "text"), f"transport {config.transport!r}", "ids or text", "correct the transport"),
+        (blind and config.vocab_size is None, "neither a tokenizer nor a vocabulary size", "one of them, to make prompts",
+         "pass --tokenizer DIR"),
+        (blind and (config.needles.enabled or config.transport == "text"), "needles or text prompts without a tokenizer",
+         "the model's tokenizer", "pass --tokenizer DIR"),
+        (unknown is not None, f"needle kind {unknown!r}", "one of " + ", ".join(KINDS), "correct the kind"),
+    ):  # fmt: skip
+        if wrong:
+            raise UserError(found, required, fix)
     if config.engine_version:
         Version.parse(config.engine_version)
-    if config.tokenizer_dir is None and config.vocab_size is None:
-        raise UserError("neither a tokenizer nor a vocabulary size", "one of them, to make prompts", "pass --tokenizer DIR")
-    if config.tokenizer_dir is None and (config.needles.enabled or config.transport == "text"):
-        raise UserError("needles or text prompts without a tokenizer", "the model's tokenizer", "pass --tokenizer DIR")
-    unknown = [k for k in config.needles.kinds if k not in KINDS]
-    if unknown:
-        raise UserError(f"needle kind {unknown[0]!r}", "one of " + ", ".join(KINDS), "correct the kind")
     if config.baseline is not None:
         load_run(config.baseline)
 
@@ -171,8 +171,5 @@ def check_config(config: ValidateConfig) -> None:
 def check_context(point: Point, context_tokens: int | None) -> None:
     """Raise UserError where the point is longer than the served context. ``None``: the context is not known."""
     if context_tokens is not None and point.input_tokens + point.output_tokens > context_tokens:
-        raise UserError(
-            f"a point of {point.input_tokens:,} + {point.output_tokens:,} tokens",
-            f"at most {context_tokens:,}, the served context",
-            "shorten the point or serve a longer context",
-        )
+        found = f"a point of {point.input_tokens:,} + {point.output_tokens:,} tokens"
+        raise UserError(found, f"at most {context_tokens:,}, the served context", "shorten the point or serve a longer context")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from ..client.exchange import Timeouts
@@ -55,15 +55,15 @@ class PointRun:
         return tuple(r for r in self.records if r.status is RequestStatus.OK)
 
 
+@dataclass
 class Sender:
     """Sends requests and keeps every record. ``unfinished``: a request failed that the server may still work on."""
 
-    def __init__(self, client: StreamClient, adapter: EngineAdapter, writer: RecordWriter) -> None:
-        self.lag = LagMonitor()
-        self.unfinished = False
-        self._client = client
-        self._adapter = adapter
-        self._writer = writer
+    client: StreamClient
+    adapter: EngineAdapter
+    writer: RecordWriter
+    lag: LagMonitor = field(default_factory=LagMonitor)
+    unfinished: bool = False
 
     async def burst(
         self, jobs: Sequence[Job], timeouts: Timeouts, on_record: Callable[[RequestRecord], None] | None = None
@@ -71,73 +71,65 @@ class Sender:
         """Send all jobs at once and wait for all."""
 
         def keep(record: RequestRecord) -> None:
-            self._writer.add(record)
+            self.writer.add(record)
             self.unfinished = self.unfinished or record.status is not RequestStatus.OK
             if on_record is not None:
                 on_record(record)
 
-        return await run_burst(self._client, jobs, self._adapter, timeouts, lag=self.lag, on_record=keep)
+        return await run_burst(self.client, jobs, self.adapter, timeouts, lag=self.lag, on_record=keep)
 
 
+@dataclass
 class PointMeter:
     """Measures the points of one run."""
 
-    def __init__(
-        self, config: ValidateConfig, server: Server, maker: RequestMaker, sender: Sender, schedule: Schedule, reporter: Reporter
-    ) -> None:
-        self._config = config
-        self._server = server
-        self._maker = maker
-        self._sender = sender
-        self._schedule = schedule
-        self._reporter = reporter
-        self._say = reporter.say
+    config: ValidateConfig
+    server: Server
+    maker: RequestMaker
+    sender: Sender
+    schedule: Schedule
+    reporter: Reporter
 
     async def send_one(self, job: Job, point: Point) -> RequestRecord:
         """Send one untimed request of ``point``."""
-        return (await self._sender.burst([job], self._schedule.timeouts(point)))[0]
+        return (await self.sender.burst([job], self.schedule.timeouts(point)))[0]
 
     async def warm_up(self) -> None:
         """Send one small untimed request with a prompt of its own: first use of kernels is not the model's speed."""
-        if not self._config.warmup:
+        if not self.config.warmup:
             return
-        smallest = min(self._config.points, key=lambda p: (p.input_tokens, p.output_tokens))
+        smallest = min(self.config.points, key=lambda p: (p.input_tokens, p.output_tokens))
         point = Point(min(smallest.input_tokens, _WARM_UP_TOKENS), min(smallest.output_tokens, _WARM_UP_OUTPUT_TOKENS), 1)
-        self._say("warm-up", f"one untimed prompt of {point.input_tokens:,} tokens", point_id=smallest.id)
-        record = await self.send_one(replace(await self._maker.job(point, "warm-up"), point_id=smallest.id), point)
+        self.reporter.say("warm-up", f"one untimed prompt of {point.input_tokens:,} tokens", point_id=smallest.id)
+        record = await self.send_one(replace(await self.maker.job(point, "warm-up"), point_id=smallest.id), point)
         if record.status is RequestStatus.OK and record.ttft_s is not None:
-            self._schedule.add(Measured(record.input_tokens, record.ttft_s, record.tpot_s))
+            self.schedule.add(Measured(record.input_tokens, record.ttft_s, record.tpot_s))
         else:
-            self._say("warm-up", f"failed: {record.error}", point_id=smallest.id)
+            self.reporter.say("warm-up", f"failed: {record.error}", point_id=smallest.id)
 
     async def measure(self, point: Point, left_s: float | None, attempt: int = 0) -> PointRun:
         """Send all rounds of a point. ``left_s``: seconds forecast for the rest of the run; ``attempt`` counts from 0."""
-        rounds, expected = self._config.rounds(point), self._schedule.expect(point)
+        rounds, expected = self.config.rounds(point), self.schedule.expect(point)
         total = rounds * point.concurrency
-        self._say(
-            "point",
-            f"{point.input_tokens:,} tokens in, {point.output_tokens:,} out, {point.concurrency} in flight, "
-            f"{rounds}x: {self._schedule.about(point)}",
-            point_id=point.id,
-            left_s=left_s,
-            total=total,
-        )
-        if self._sender.unfinished:
-            self._sender.unfinished = False
-            await self._server.await_idle(point)
-        await self._server.flush()
+        sizes = f"{point.input_tokens:,} tokens in, {point.output_tokens:,} out, {point.concurrency} in flight"
+        words = f"{sizes}, {rounds}x: {self.schedule.about(point)}"
+        self.reporter.say("point", words, point_id=point.id, left_s=left_s, total=total)
+        if self.sender.unfinished:
+            self.sender.unfinished = False
+            await self.server.await_idle(point)
+        await self.server.flush()
         # The number of a round is part of its prompts' seed: no attempt repeats a prompt of another.
         repeats = range(attempt * rounds, (attempt + 1) * rounds)
-        if self._config.mode == "warm":
+        if self.config.mode == "warm":
             for repeat in repeats:
-                primers = await self._maker.round_jobs(point, repeat, warmup=True)
-                await self._sender.burst(primers, self._schedule.timeouts(point))
-        before = await self._server.counters()
+                primers = await self.maker.round_jobs(point, repeat, warmup=True)
+                await self.sender.burst(primers, self.schedule.timeouts(point))
+        before = await self.server.counters()
         began = time.perf_counter()
-        async with Sampler(self._server, self._reporter, point, total, left_s, expected.total_s) as sampler:
+        async with Sampler(self.server, self.reporter, point, total, left_s, expected.total_s) as sampler:
             records, burst_s, gone = await self._send_rounds(point, repeats, sampler.count)
         ended = time.perf_counter()
-        lag_share = self._sender.lag.share(began, ended, of_s=burst_s, over_s=_matters_s(records))
+        lag_share = self.sender.lag.share(began, ended, of_s=burst_s, over_s=_matters_s(records))
         return PointRun(
             point=point,
             attempt=attempt,
@@ -145,7 +137,7 @@ class PointMeter:
             expected=expected,
             records=tuple(records),
             before=before,
-            after=None if gone else await self._server.settled_counters(before, records),
+            after=None if gone else await self.server.settled_counters(before, records),
             series=tuple(sampler.series),
             burst_s=burst_s,
             wall_s=ended - began,
@@ -160,13 +152,13 @@ class PointMeter:
         timed: list[RequestRecord] = []
         burst_s = 0.0
         for repeat in repeats:
-            jobs = await self._maker.round_jobs(point, repeat, warmup=False)
+            jobs = await self.maker.round_jobs(point, repeat, warmup=False)
             begun = time.perf_counter()
-            records = await self._sender.burst(jobs, self._schedule.timeouts(point), on_record)
+            records = await self.sender.burst(jobs, self.schedule.timeouts(point), on_record)
             burst_s += time.perf_counter() - begun
             timed += records
             if any(r.status is not RequestStatus.OK for r in records):
-                gone = await self._server.why_gone()
+                gone = await self.server.why_gone()
                 if gone is not None:
                     return timed, burst_s, gone
                 if all(r.status is RequestStatus.TIMEOUT for r in records):

@@ -100,26 +100,26 @@ def _last_first_tokens(point: Point, ok: Sequence[RequestRecord]) -> list[float]
     return [max(times) for times in rounds.values() if len(times) == point.concurrency]
 
 
+@dataclass
 class FloorSource:
     """The floors of this run's hardware, published or timed here: none before :meth:`prepare`, and ``note`` says why there are none."""
 
-    def __init__(self, config: ValidateConfig) -> None:
-        self.hardware = config.hardware
-        self.note: str | None = None
-        self.floors: Floors | None = None
-        self._config = config
-        self._recalibrations_left = 0
+    config: ValidateConfig
+    hardware: tuple[Gpu, int] | None = None
+    note: str | None = None
+    floors: Floors | None = None
+    recalibrations_left: int = 0
 
     def prepare(self, reporter: Reporter) -> None:
         """Set the floors. Times a matrix product (seconds) where the run asks for that and the hardware has no published peak."""
-        config = self._config
+        config, self.hardware = self.config, self.config.hardware
         if config.architecture is None:
             return
         if self.hardware is None and config.calibrate:
             reporter.say("calibrate", "timing a matrix product: this hardware has no published peak")
             try:
                 self.hardware = (roofline.calibrate_cpu(config.calibrate_python), 1)
-                self._recalibrations_left = _MOST_RECALIBRATIONS
+                self.recalibrations_left = _MOST_RECALIBRATIONS
             except UserError as exc:
                 self.note = f"no physical floor: {exc.found}"
         if self.hardware is None:
@@ -136,11 +136,11 @@ class FloorSource:
 
     def _recalibrate(self, floors: Floors) -> bool:
         """Time the peak once more, for the host may have been busy the first time. True where it rose."""
-        if not self._recalibrations_left:
+        if not self.recalibrations_left:
             return False
-        self._recalibrations_left -= 1
+        self.recalibrations_left -= 1
         try:
-            again = roofline.calibrate_cpu(self._config.calibrate_python)
+            again = roofline.calibrate_cpu(self.config.calibrate_python)
         except UserError:
             return False
         if again.peak("bf16") <= floors.gpu.peak("bf16"):

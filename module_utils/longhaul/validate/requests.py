@@ -9,7 +9,7 @@ import json
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..client.connection import Buffer
@@ -88,31 +88,28 @@ def open_prompts(config: ValidateConfig, seed: int, reporter: Reporter) -> Promp
     return PromptSource(PromptFactory(corpus, seed, chat=chat), note)
 
 
+@dataclass
 class RequestMaker:
-    """Makes the requests of one run. Prompts follow from ``seed`` and the request's key; the cache salt is the run's own."""
+    """Makes the requests of one run. Prompts follow from ``seed`` and the request's key; the cache salt is the run's own.
 
-    def __init__(self, config: ValidateConfig, adapter: EngineAdapter, server: Server, source: PromptSource, seed: int) -> None:
-        self.text_overhead_tokens = 0  # what the server adds to a text prompt beyond our own count
-        self._config = config
-        self._adapter = adapter
-        self._server = server
-        self._factory = source.factory
-        self._seed = seed
-        self._salt = f"{config.run_id}-{secrets.token_hex(8)}"
+    ``text_overhead_tokens``: what the server adds to a text prompt beyond our own count.
+    """
+
+    config: ValidateConfig
+    adapter: EngineAdapter
+    server: Server
+    factory: PromptFactory
+    seed: int
+    salt: str = field(default_factory=lambda: secrets.token_hex(8))
+    text_overhead_tokens: int = 0
 
     async def round_jobs(self, point: Point, repeat: int, *, warmup: bool) -> list[Job]:
         """The requests of one round of a point; the number of the round is part of its prompts' seed."""
-        groups = self._config.needles.groups
+        groups = self.config.needles.groups
         return [
-            await self.job(
-                point,
-                f"{point.id}/r{repeat}/i{index}",
-                index=index,
-                repeat=repeat,
-                warmup=warmup,
-                needles=groups[(repeat * point.concurrency + index) % len(groups)] if groups else None,
-            )
+            await self.job(point, f"{point.id}/r{repeat}/i{index}", index=index, repeat=repeat, warmup=warmup, needles=group)
             for index in range(point.concurrency)
+            for group in [groups[(repeat * point.concurrency + index) % len(groups)] if groups else None]
         ]
 
     async def job(
@@ -120,20 +117,20 @@ class RequestMaker:
     ) -> Job:
         """One request; by default an untimed one outside the rounds."""
         begun = time.perf_counter()
-        plan = plan_needles(*needles, seed=self._seed, key=key) if needles is not None else None
+        plan = plan_needles(*needles, seed=self.seed, key=key) if needles is not None else None
         salt = self._cache_salt(key)
         path: str
         parts: tuple[Buffer, ...]
         facts: PromptFacts
-        model = self._server.facts.model
-        if self._config.transport == "text":
+        model = self.server.facts.model
+        if self.config.transport == "text":
             facts = text = await self._text_prompt(point.input_tokens, key, plan)
-            chat = self._adapter.chat(model, text.text, point.output_tokens, cache_salt=salt)
+            chat = self.adapter.chat(model, text.text, point.output_tokens, cache_salt=salt)
             path, parts = chat.path, (json.dumps(chat.body, separators=(",", ":")).encode(),)
         else:
-            facts = prompt = self._factory.prompt(point.input_tokens, seed_key=key, needles=plan)
-            version = self._server.facts.known_version
-            template = self._adapter.generate_ids(model, point.output_tokens, cache_salt=salt, version=version)
+            facts = prompt = self.factory.prompt(point.input_tokens, seed_key=key, needles=plan)
+            version = self.server.facts.known_version
+            template = self.adapter.generate_ids(model, point.output_tokens, cache_salt=salt, version=version)
             path, parts = template.path, (template.head, *prompt.ids_json, template.tail)
         return Job(
             point_id=point.id,
@@ -150,16 +147,16 @@ class RequestMaker:
         )
 
     def _cache_salt(self, key: str) -> str | None:
-        if not self._config.cache_salt or self._config.mode != "cold":
+        if not self.config.cache_salt or self.config.mode != "cold":
             return None
         # Hashed: vLLM takes 128 characters at most, and neither '@' nor '/'.
-        return hashlib.sha256(f"{self._salt}-{key}".encode()).hexdigest()[:32]
+        return hashlib.sha256(f"{self.config.run_id}-{self.salt}-{key}".encode()).hexdigest()[:32]
 
     async def _text_prompt(self, tokens: int, key: str, plan: NeedlePlan | None) -> TextPrompt:
         """A prompt as text, aligned to the server's own count: its /tokenize, else our tokenizer plus what usage taught us."""
         from ..prompts.chat import chat_counter
 
-        server, tokenizer = self._server, self._factory.corpus.tokenizer
+        server, tokenizer = self.server, self.factory.corpus.tokenizer
         assert tokenizer is not None  # noqa: S101 - check_config demands one for text
         own_count = chat_counter(tokenizer)
         loop = asyncio.get_running_loop()
@@ -171,7 +168,7 @@ class RequestMaker:
                     return told
             return own_count(text) + self.text_overhead_tokens
 
-        return await asyncio.to_thread(self._factory.text_prompt, tokens, seed_key=key, count=count, needles=plan)
+        return await asyncio.to_thread(self.factory.text_prompt, tokens, seed_key=key, count=count, needles=plan)
 
 
 async def align_text(

@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from ..client.control import ControlClient
 from ..client.endpoint import Endpoint, tls_context
@@ -67,21 +67,13 @@ async def _run(config: ValidateConfig, reporter: Reporter, server_log: Callable[
             schedule = Schedule(config, forecaster, server.facts.kv_cache_tokens)
             show_plan(config, schedule, reporter, floors.note)
             sender = Sender(client, adapter, writer)
-            maker = RequestMaker(config, adapter, server, prompts, seed)
+            maker = RequestMaker(config, adapter, server, prompts.factory, seed)
             meter = PointMeter(config, server, maker, sender, schedule, reporter)
             await align_text(config, maker, server, meter.send_one, reporter)
             await meter.warm_up()
-            facts = RunFacts(
-                config=config,
-                seed=seed,
-                started_unix_s=started_unix_s,
-                server=server.facts,
-                hardware=floors.hardware,
-                physics_note=floors.note,
-                corpus=prompts.factory.corpus.fingerprint,
-                corpus_note=prompts.note,
-            )
-            ladder = Ladder(facts, server, schedule, meter, floors, prompts, reporter)
+            corpus = prompts.factory.corpus.fingerprint
+            facts = RunFacts(config, seed, started_unix_s, server.facts, floors.hardware, floors.note, corpus, prompts.note)
+            ladder = Ladder(config, facts, server, schedule, meter, floors, prompts, reporter)
             await ladder.climb()
             if sender.unfinished:
                 # A server whose engine died may answer for seconds more.
@@ -89,93 +81,78 @@ async def _run(config: ValidateConfig, reporter: Reporter, server_log: Callable[
         return ladder.finish()
 
 
+@dataclass
 class Ladder:
     """The points of one run: measured in order, measured again where circumstances spoilt them, kept on disk after each."""
 
-    def __init__(
-        self,
-        facts: RunFacts,
-        server: Server,
-        schedule: Schedule,
-        meter: PointMeter,
-        floors: FloorSource,
-        prompts: PromptSource,
-        reporter: Reporter,
-    ) -> None:
-        self._facts = facts
-        self._config = facts.config
-        self._server = server
-        self._schedule = schedule
-        self._meter = meter
-        self._floors = floors
-        self._prompts = prompts
-        self._reporter = reporter
-        self._points: list[PointResult] = []
-        self._asked: list[RequestRecord] = []
+    config: ValidateConfig
+    facts: RunFacts
+    server: Server
+    schedule: Schedule
+    meter: PointMeter
+    floors: FloorSource
+    prompts: PromptSource
+    reporter: Reporter
+    points: list[PointResult] = field(default_factory=list)
+    asked: list[RequestRecord] = field(default_factory=list)
 
     async def climb(self) -> None:
         """Take every point in order: measure it, or list it with the reason why it was not run."""
-        points, schedule = self._config.points, self._schedule
-        for number, point in enumerate(points):
-            if (why := schedule.over_budget(point, self._reporter.elapsed_s)) is not None:
+        ladder, schedule = self.config.points, self.schedule
+        for number, point in enumerate(ladder):
+            if (why := schedule.over_budget(point, self.reporter.elapsed_s)) is not None:
                 result = self._skipped(point, Verdict.INCONCLUSIVE, "not_run", why)
-            elif (why := await self._server.why_gone()) is not None:
+            elif (why := await self.server.why_gone()) is not None:
                 result = self._skipped(point, Verdict.FAIL, "server_dead", why)
             else:
-                result = await self._measured(point, schedule.total_s(points[number:]))
-            self._points.append(result)
+                result = await self._measured(point, schedule.total_s(ladder[number:]))
+            self.points.append(result)
             self._write(complete=False)
             why = f": {result.reasons[0].text}" if result.reasons else ""
             ttft = f", TTFT p50 {result.ttft_s.p50:.3f} s" if result.ttft_s else ""
-            self._reporter.say(
-                "point",
-                f"{result.verdict.value}{ttft}{why}",
-                point_id=point.id,
-                left_s=schedule.total_s(points[number + 1 :]),
-                done=number + 1,
-                total=len(points),
-            )
+            words, left_s = f"{result.verdict.value}{ttft}{why}", schedule.total_s(ladder[number + 1 :])
+            self.reporter.say("point", words, point_id=point.id, left_s=left_s, done=number + 1, total=len(ladder))
 
     def finish(self) -> RunResult:
         """Write and return the complete result."""
         result = self._write(complete=True)
-        self._reporter.say("done", result.verdict.value, left_s=0.0, done=len(self._points), total=len(self._points))
+        self.reporter.say("done", result.verdict.value, left_s=0.0, done=len(self.points), total=len(self.points))
         return result
 
     def _skipped(self, point: Point, verdict: Verdict, code: str, why: str) -> PointResult:
-        return skipped_point(self._config, self._schedule, point, Reason(verdict, code, f"not run: {why}"))
+        return skipped_point(self.config, self.schedule, point, Reason(verdict, code, f"not run: {why}"))
 
     async def _measured(self, point: Point, left_s: float | None) -> PointResult:
         """The point, measured again where nothing but the circumstances speaks against it."""
         result = await self._attempt(point, left_s, 0)
         while (
-            result.attempts < self._config.attempts
+            result.attempts < self.config.attempts
             and result.reasons
             and all(r.code in CIRCUMSTANCES for r in result.reasons)
-            and (await self._server.why_gone()) is None
+            and (await self.server.why_gone()) is None
         ):
             words = f"measured again with fresh prompts: {result.reasons[0].text}"
-            self._reporter.say("point", words, point_id=point.id, left_s=left_s)
+            self.reporter.say("point", words, point_id=point.id, left_s=left_s)
             result = await self._attempt(point, left_s, result.attempts)
         return result
 
     async def _attempt(self, point: Point, left_s: float | None, attempt: int) -> PointResult:
-        run = await self._meter.measure(point, left_s, attempt)
+        run = await self.meter.measure(point, left_s, attempt)
         result = judge_run(
-            self._config,
+            self.config,
             run,
-            server=self._server,
-            schedule=self._schedule,
-            physics=self._floors.physics(point, run.ok, self._config.limits.floor_ratio),
-            distinct_share=self._prompts.distinct_share(run.records),
+            server=self.server,
+            schedule=self.schedule,
+            physics=self.floors.physics(point, run.ok, self.config.limits.floor_ratio),
+            distinct_share=self.prompts.distinct_share(run.records),
         )
-        self._schedule.learn(point, run.records)
-        self._asked += [r for r in run.records if r.needles]
+        self.schedule.learn(point, run.records)
+        self.asked += [r for r in run.records if r.needles]
         return result
 
     def _write(self, *, complete: bool) -> RunResult:
         # A calibrated peak may have risen since the run began.
-        facts = replace(self._facts, hardware=self._floors.hardware)
-        result = run_result(facts, self._points, self._asked, self._server.end, complete=complete)
-        write_atomic(self._config.out_dir / "run.json", dump_run(result), fix="choose another --out")
+        facts = replace(self.facts, hardware=self.floors.hardware)
+        result = run_result(facts, self.points, self.asked, self.server.end, complete=complete)
+        write_atomic(self.config.out_dir / "run.json", dump_run(result), fix="choose another --out")
         return result
