@@ -10,12 +10,12 @@ shown but not judged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import UserError
 from ..results import PointResult, RunResult, Stats, Verdict
-from ..stats import difference, share_noise
+from ..stats import Difference, difference, share_noise
 from .figures import engine_name, flatten, p50, point_name, stands
 from .wording import DASH, TIMES, finite, one_line, percent
 
@@ -47,13 +47,16 @@ class Change:
 class PointComparison:
     """A point of either run. ``refused`` says why its figures are not compared (None: they are)."""
 
-    input_tokens: int
-    output_tokens: int
-    concurrency: int
     a: PointResult | None
     b: PointResult | None
     changes: tuple[Change, ...] = ()
     refused: str | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Input tokens, output tokens, requests at once: the same on both sides."""
+        point = self.a or self.b
+        return _key(point) if point else (0, 0, 0)
 
     @property
     def told(self) -> tuple[Change, ...]:
@@ -63,14 +66,9 @@ class PointComparison:
     @property
     def lost(self) -> bool:
         """The point PASSed in A, was run in B and did not PASS there."""
-        return (
-            self.a is not None
-            and self.b is not None
-            and self.a.ran
-            and self.b.ran
-            and self.a.verdict is Verdict.PASS
-            and self.b.verdict is not Verdict.PASS
-        )
+        if self.a is None or self.b is None or not (self.a.ran and self.b.ran):
+            return False
+        return self.a.verdict is Verdict.PASS and self.b.verdict is not Verdict.PASS
 
 
 @dataclass(frozen=True)
@@ -114,18 +112,17 @@ def _change(metric: str, a: Stats | None, b: Stats | None, concurrency: int, *, 
         return None
     ratio, direction = _direction(first, second, is_rate)
     apart = difference(a, b, concurrency)
-    if unproven or apart is None:
-        note = "INCONCLUSIVE: not judged" if unproven else "not judged: no noise known"
-        return Change(metric, first, second, ratio, direction, apart.noise if apart else None, None, note, is_rate)
+    if apart is None:
+        apart = Difference(second / first - 1 if first else 0.0, None, None, "not judged: no noise known")
+    if unproven:
+        apart = replace(apart, beyond=None, note="INCONCLUSIVE: not judged")
     return Change(metric, first, second, ratio, direction, apart.noise, apart.beyond, apart.note, is_rate)
 
 
 def _direction(a: float, b: float, is_rate: bool) -> tuple[float | None, str]:
     if a == b:
         return 1.0, "same"
-    if a <= 0 or b <= 0:
-        return None, "faster" if (b > a) == is_rate else "slower"
-    ratio = max(a, b) / min(a, b)
+    ratio = max(a, b) / min(a, b) if a > 0 and b > 0 else None
     return ratio, "faster" if (b > a) == is_rate else "slower"
 
 
@@ -147,9 +144,6 @@ def _key(point: PointResult) -> tuple[int, int, int]:
 
 
 def _point(a: RunResult, b: RunResult, left: PointResult | None, right: PointResult | None) -> PointComparison:
-    present = left or right
-    if present is None:  # pragma: no cover - callers pass at least one
-        raise ValueError("a point of either run is needed")
     refused = _refusal(a, b, left, right)
     changes: tuple[Change, ...] = ()
     if refused is None and left is not None and right is not None:
@@ -162,7 +156,7 @@ def _point(a: RunResult, b: RunResult, left: PointResult | None, right: PointRes
         changes = tuple(c for c in made if c is not None)
         if not changes:
             refused = "no figures on both sides"
-    return PointComparison(*_key(present), left, right, changes, refused)
+    return PointComparison(left, right, changes, refused)
 
 
 def _refusal(a: RunResult, b: RunResult, left: PointResult | None, right: PointResult | None) -> str | None:
@@ -193,12 +187,8 @@ def _recall(a: RunResult, b: RunResult) -> Change | None:
 
 
 def _differences(a: RunResult, b: RunResult) -> tuple[tuple[str, str, str], ...]:
-    pairs: list[tuple[str, Any, Any]] = [
-        ("host", a.host, b.host),
-        ("engine", engine_name(a), engine_name(b)),
-        ("model", a.model, b.model),
-    ]
-    pairs += [("mode", a.mode, b.mode)]
+    pairs: list[tuple[str, Any, Any]] = [("host", a.host, b.host), ("engine", engine_name(a), engine_name(b))]
+    pairs += [("model", a.model, b.model), ("mode", a.mode, b.mode)]
     for left, right in ((a.settings, b.settings), (a.environment, b.environment)):
         first, second = dict(flatten(left)), dict(flatten(right))
         pairs += [(k, first.get(k), second.get(k)) for k in dict.fromkeys([*first, *second])]
@@ -225,16 +215,10 @@ def pair_runs(a: Sequence[RunResult], b: Sequence[RunResult]) -> tuple[list[tupl
     pairs = [(run, other[run.host]) for run in a if run.host in other]
     paired = {run.host for run, _ in pairs}
     if not pairs:
-        raise UserError(
-            f"hosts {_names(a)} on one side, {_names(b)} on the other",
-            "a host with the same name in both",
-            "name the two <host>.json files instead of the directories",
-        )
+        left, right = (", ".join(one_line(run.host) for run in side) for side in (a, b))
+        fix = "name the two <host>.json files instead of the directories"
+        raise UserError(f"hosts {left} on one side, {right} on the other", "a host with the same name in both", fix)
     return pairs, sorted({run.host for run in [*a, *b]} - paired)
-
-
-def _names(runs: Sequence[RunResult]) -> str:
-    return ", ".join(one_line(r.host) for r in runs)
 
 
 def change_text(change: Change) -> str:

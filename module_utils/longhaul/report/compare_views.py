@@ -49,8 +49,9 @@ def _conclusion(comparison: Comparison) -> list[str]:
     return out
 
 
-def _cells(point: PointComparison) -> tuple[str, str]:
-    return f"{point.input_tokens:,}+{point.output_tokens:,}", f"{point.concurrency:,}"
+def _figures(change: Change) -> list[str]:
+    """The cells of a change in text and Markdown, but for the judgement."""
+    return [change.metric, _amount(change, change.a), _amount(change, change.b), change_text(change), _noise(change)]
 
 
 RULE = (
@@ -81,13 +82,12 @@ def render_compare_text(comparisons: Sequence[Comparison]) -> str:
         rows: list[list[str]] = []
         notes: list[str] = []
         for point in comparison.points:
-            size, load = _cells(point)
-            for i, c in enumerate(point.changes):
-                head = [size, load] if i == 0 else ["", ""]
-                rows.append([*head, c.metric, _amount(c, c.a), _amount(c, c.b), change_text(c), _noise(c), judgement(c)])
-                notes.append("")
+            tokens_in, tokens_out, requests = (f"{n:,}" for n in point.sizes)
+            head = [f"{tokens_in}+{tokens_out}", requests]
+            rows += [[*(["", ""] if i else head), *_figures(c), judgement(c)] for i, c in enumerate(point.changes)]
+            notes += [""] * len(point.changes)
             if point.refused is not None:
-                rows.append([size, load, "not compared", DASH, DASH, "", "", ""])
+                rows.append([*head, "not compared", DASH, DASH, "", "", ""])
                 notes.append(point.refused)
         lines = align(header, rows, to_right, fit(header, rows, shrink=(7,)))
         out += [lines[0], "-" * max(len(line) for line in lines)]
@@ -117,11 +117,10 @@ def render_compare_markdown(comparisons: Sequence[Comparison]) -> str:
         header = ["Input tokens", "Output tokens", "Requests", "Figure", "A", "B", "B is", "Noise", "Judgement"]
         rows = []
         for point in c.points:
-            sizes = [f"{point.input_tokens:,}", f"{point.output_tokens:,}", f"{point.concurrency:,}"]
+            sizes = [f"{n:,}" for n in point.sizes]
             for change in point.changes:
-                figures = [_amount(change, change.a), _amount(change, change.b), change_text(change), _noise(change)]
                 verdict = f"**{judgement(change)}**" if change.beyond else escape(judgement(change))
-                rows.append([*sizes, change.metric, *figures, verdict])
+                rows.append([*sizes, *_figures(change), verdict])
             if point.refused is not None:
                 rows.append([*sizes, "not compared", DASH, DASH, DASH, DASH, escape(point.refused)])
         right = [True, True, True, False, True, True, False, True, False]
@@ -184,28 +183,19 @@ def _section(c: Comparison) -> str:
 
 
 def _rows(point: PointComparison) -> list[list[Cell]]:
-    sizes = [number(f"{n:,}", float(n)) for n in (point.input_tokens, point.output_tokens, point.concurrency)]
+    sizes = [number(f"{n:,}", float(n)) for n in point.sizes]
     rows = []
     for c in point.changes:
         kind = ("better" if c.direction == "faster" else "worse") if c.beyond else "muted"
         signed = None if c.ratio is None else c.ratio if c.direction == "faster" else -c.ratio if c.direction == "slower" else 0.0
-        rows.append(
-            [
-                *sizes,
-                words(c.metric),
-                number(_amount(c, c.a), c.a),
-                number(_amount(c, c.b), c.b),
-                Cell(f'<span class="{kind}">{esc(change_text(c))}</span>', signed),
-                number(_noise(c), c.noise),
-                Cell(f'<span class="{kind}">{esc(judgement(c))}</span>'),
-            ]
-        )
+        change = Cell(f'<span class="{kind}">{esc(change_text(c))}</span>', signed)
+        judged = Cell(f'<span class="{kind}">{esc(judgement(c))}</span>')
+        sides = [number(_amount(c, value), value) for value in (c.a, c.b)]
+        rows.append([*sizes, words(c.metric), *sides, change, number(_noise(c), c.noise), judged])
     if point.refused is not None:
-        sides = [chip(state(p)) if p is not None else DASH for p in (point.a, point.b)]
+        sides = [Cell(chip(state(p)) if p is not None else DASH, None, True) for p in (point.a, point.b)]
         refused = Cell(f'<span class="muted">{esc(clean(point.refused))}</span>', long=True)
-        rows.append(
-            [*sizes, words("not compared"), *[Cell(s, None, True) for s in sides], words(DASH), number(DASH, None), refused]
-        )
+        rows.append([*sizes, words("not compared"), *sides, words(DASH), number(DASH, None), refused])
     return rows
 
 

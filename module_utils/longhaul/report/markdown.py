@@ -31,18 +31,11 @@ def render_markdown(runs: Sequence[RunResult]) -> str:
     if not runs:
         return "\n".join([*out, "No results.", ""])
     if len(runs) > 1:
-        rows = [
-            [
-                escape(r.host),
-                escape(engine_name(r)),
-                escape(r.model),
-                f"**{r.verdict.value}**",
-                ", ".join(f"{n} {word}" for word, n in tally(r.points)) or "no point",
-                percent(r.needle_recall),
-                instant(r.finished_unix_s),
-            ]
-            for r in runs
-        ]
+        rows = []
+        for r in runs:
+            ended = ", ".join(f"{n} {word}" for word, n in tally(r.points)) or "no point"
+            names = [escape(r.host), escape(engine_name(r)), escape(r.model)]
+            rows.append([*names, f"**{r.verdict.value}**", ended, percent(r.needle_recall), instant(r.finished_unix_s)])
         right = [False, False, False, False, False, True, False]
         out += [*table(["Host", "Engine", "Model", "Verdict", "Points", "Needles found", "Finished"], rows, right), ""]
     for run in runs:
@@ -86,15 +79,9 @@ def _run(run: RunResult) -> list[str]:
         out += [f"Needles: {escape(run.needle_note)}", ""]
     figures = capacity_rows(run.capacity)
     if figures:
-        out += ["### Prediction against measurement", ""]
-        out += [
-            *table(
-                ["Quantity", "Predicted", "Engine", "Difference"],
-                [[escape(r.label), escape(r.predicted), escape(r.engine), r.difference] for r in figures],
-                [False, True, True, True],
-            ),
-            "",
-        ]
+        rows = [[escape(r.label), escape(r.predicted), escape(r.engine), r.difference] for r in figures]
+        header = ["Quantity", "Predicted", "Engine", "Difference"]
+        out += ["### Prediction against measurement", "", *table(header, rows, [False, True, True, True]), ""]
     return out
 
 

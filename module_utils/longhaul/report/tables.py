@@ -69,16 +69,8 @@ def summary_table(runs: Sequence[RunResult]) -> str:
             figures = [seconds(p50(point.ttft_s)), rate(prefill_rate(run, point)), seconds(p50(point.tpot_s))]
             if not stands(run, point):
                 figures = [DASH if f == DASH else WITHHELD for f in figures]
-            rows.append(
-                [
-                    *head,
-                    f"{point.input_tokens:,}+{point.output_tokens:,}",
-                    f"{point.concurrency:,}",
-                    *figures,
-                    cache_text(point),
-                    state(point),
-                ]
-            )
+            sizes = [f"{point.input_tokens:,}+{point.output_tokens:,}", f"{point.concurrency:,}"]
+            rows.append([*head, *sizes, *figures, cache_text(point), state(point)])
             notes.append([f"{r.verdict.value}: {one_line(r.text)}" for r in unique_reasons(point.reasons)])
         notes[-1] = notes[-1] + [f"run {r.verdict.value}: {one_line(r.text)}" for r in run_only_reasons(run)]
     lines = align(header, rows, right, fit(header, rows, shrink=(0, 1)))

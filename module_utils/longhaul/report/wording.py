@@ -14,6 +14,12 @@ DASH = "\N{EM DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 WITHHELD = "void"
 
+# Seconds below the first figure are written times the second, with so many digits, in that unit.
+_SECONDS = (
+    (0.000_999_5, 1e6, 0, "\N{MICRO SIGN}s"), (0.009_995, 1e3, 2, "ms"), (0.099_95, 1e3, 1, "ms"), (0.999_5, 1e3, 0, "ms"),
+    (9.995, 1.0, 2, "s"),
+)  # fmt: skip
+
 # XML 1.0 allows tab, newline, return and no other control character; a lone surrogate cannot be encoded at all; some readers
 # take the Unicode line separators for line ends.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
@@ -58,19 +64,11 @@ def seconds(value: object) -> str:
     number = finite(value)
     if number is None:
         return DASH
-    size = abs(number)
-    if size == 0:
+    if number == 0:
         return "0 s"
-    if size < 0.000_999_5:
-        return f"{number * 1e6:.0f} \N{MICRO SIGN}s"
-    if size < 0.009_995:
-        return f"{number * 1e3:.2f} ms"
-    if size < 0.099_95:
-        return f"{number * 1e3:.1f} ms"
-    if size < 0.999_5:
-        return f"{number * 1e3:.0f} ms"
-    if size < 9.995:
-        return f"{number:.2f} s"
+    for below, scale, digits, unit in _SECONDS:
+        if abs(number) < below:
+            return f"{number * scale:.{digits}f} {unit}"
     return f"{_huge(number) or f'{number:,.1f}'} s"
 
 

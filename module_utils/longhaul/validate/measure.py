@@ -172,55 +172,50 @@ def _matters_s(records: Sequence[RequestRecord]) -> float:
     return max(_LAG_LEAST_S, _LAG_SHARE_OF_TTFT * median(times)) if times else _LAG_LEAST_S
 
 
+@dataclass
 class Sampler:
     """Samples KV use and queue while a point runs, and reports how far it is."""
 
-    def __init__(
-        self, server: Server, reporter: Reporter, point: Point, total: int, left_s: float | None, expected_s: float
-    ) -> None:
-        self.series: list[KvSample] = []
-        self._server = server
-        self._say = reporter.say
-        self._point = point
-        self._done, self._total = 0, total
-        self._left_s = left_s
-        self._pause_s = max(_SAMPLE_LEAST_S, min(_SAMPLE_MOST_S, expected_s / 100))
-        self._over = asyncio.Event()
-        self._task: asyncio.Future[None] | None = None
+    server: Server
+    reporter: Reporter
+    point: Point
+    total: int
+    left_s: float | None
+    expected_s: float
+    series: list[KvSample] = field(default_factory=list)
+    done: int = 0
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Future[None] | None = None
 
     def count(self, _: RequestRecord) -> None:
         """Count one more request that ended."""
-        self._done += 1
+        self.done += 1
 
     async def __aenter__(self) -> Sampler:
-        self._task = asyncio.ensure_future(self._sample(time.perf_counter()))
+        self.task = asyncio.ensure_future(self._sample(time.perf_counter()))
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self._over.set()
-        if self._task is not None:
-            self._task.cancel()
+        self.over.set()
+        if self.task is not None:
+            self.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+                await self.task
 
     async def _sample(self, began: float) -> None:
         # The flag, because cancelling alone can be lost: before Python 3.12 wait_for swallows a cancellation that meets the
         # end of what it waits for.
-        while not self._over.is_set():
-            await asyncio.sleep(self._pause_s)
-            counters = await self._server.counters()
-            if self._over.is_set():
+        pause_s = max(_SAMPLE_LEAST_S, min(_SAMPLE_MOST_S, self.expected_s / 100))
+        while not self.over.is_set():
+            await asyncio.sleep(pause_s)
+            counters = await self.server.counters()
+            if self.over.is_set():
                 return
             elapsed_s = time.perf_counter() - began
             usage = counters.kv_usage if counters is not None else None
             if counters is not None:
                 self.series.append(KvSample(elapsed_s, usage, counters.running, counters.waiting))
-            self._say(
-                "running",
-                f"{self._done} of {self._total} requests done",
-                point_id=self._point.id,
-                left_s=None if self._left_s is None else max(0.0, self._left_s - elapsed_s),
-                kv_usage=usage,
-                done=self._done,
-                total=self._total,
-            )
+            left_s = None if self.left_s is None else max(0.0, self.left_s - elapsed_s)
+            done, total = self.done, self.total
+            words = f"{done} of {total} requests done"
+            self.reporter.say("running", words, point_id=self.point.id, left_s=left_s, kv_usage=usage, done=done, total=total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,17 @@ class Progress:
     total: int = 0
 
 
+@dataclass
 class Reporter:
     """Hands progress on, with the time since the run began."""
 
-    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
-        self._on_progress = on_progress
-        self._began = time.perf_counter()
+    on_progress: Callable[[Progress], None]
+    began: float = field(default_factory=time.perf_counter)
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the run began."""
-        return time.perf_counter() - self._began
+        return time.perf_counter() - self.began
 
     def say(
         self,
@@ -45,7 +45,7 @@ class Reporter:
         total: int = 0,
     ) -> None:
         """Report one step."""
-        self._on_progress(Progress(stage, point_id, message, self.elapsed_s, left_s, kv_usage, done, total))
+        self.on_progress(Progress(stage, point_id, message, self.elapsed_s, left_s, kv_usage, done, total))
 
 
 def progress_line(step: Progress) -> str:

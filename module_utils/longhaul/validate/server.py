@@ -42,39 +42,33 @@ class ServerFacts:
         return Version.parse(self.version) if re.match(r"v?\d+(\.\d+)*", self.version) else None
 
 
+@dataclass
 class Server:
     """One server under test.
 
-    ``facts`` are those of :meth:`meet`. ``end``: why the server's log says that it died, once that was read. ``server_log``: what
-    the server logged from now on and since the last call, where that can be read.
+    ``server_log``: what the server logged from now on and since the last call, where that can be read. ``facts`` are those of
+    :meth:`meet`. ``end``: why the server's log says that it died, once that was read. ``load_path``: the one of the adapter's
+    load_paths that answered, "" where none did. ``tokenizes``: whether it counts tokens for us, ``None``: not asked yet.
     """
 
-    def __init__(
-        self,
-        control: ControlClient,
-        adapter: EngineAdapter,
-        config: ValidateConfig,
-        reporter: Reporter,
-        server_log: Callable[[], Sequence[str]] | None = None,
-    ) -> None:
-        self.facts = ServerFacts()
-        self.end: Reason | None = None
-        self.load_path: str | None = None  # the one of the adapter's load_paths that answered; "" where none did
-        self.tokenizes: bool | None = None  # whether it counts tokens for us; None: not asked yet
-        self._control = control
-        self._adapter = adapter
-        self._config = config
-        self._say = reporter.say
-        self._log = server_log
+    control: ControlClient
+    adapter: EngineAdapter
+    config: ValidateConfig
+    reporter: Reporter
+    server_log: Callable[[], Sequence[str]] | None = None
+    facts: ServerFacts = field(default_factory=ServerFacts)
+    end: Reason | None = None
+    load_path: str | None = None
+    tokenizes: bool | None = None
 
     # -- who it is
 
     async def meet(self) -> None:
         """Ask for the served name and context. A server that is not there, or refuses us, is a usage error: nothing ran."""
-        config = self._config
-        self._say("connect", f"asking {self._control.endpoint.url} what it serves")
+        config = self.config
+        self.reporter.say("connect", f"asking {self.control.endpoint.url} what it serves")
         try:
-            reply = await self._control.call("GET", self._adapter.models_path)
+            reply = await self.control.call("GET", self.adapter.models_path)
         except ServerUnreachable as exc:
             raise UserError(f"no server at {config.url} ({exc})", "a running engine", "start it, or correct the url") from exc
         if reply.status in (401, 403):
@@ -85,7 +79,7 @@ class Server:
             raise UserError(f"model {config.model!r}", "one of " + ", ".join(names), "use the served name")
         model = config.model if config.model is not None else next(iter(names), None)
         if model is None:
-            words = f"{self._adapter.models_path} answered HTTP {reply.status} without a model"
+            words = f"{self.adapter.models_path} answered HTTP {reply.status} without a model"
             raise UserError(words, "the served name", "pass --model, or correct the url")
         info = await self._info()
         self.facts = ServerFacts(
@@ -100,21 +94,21 @@ class Server:
 
     async def _info(self) -> ServerInfo:
         """Version and settings, from the first of the adapter's paths that the server has."""
-        for path in self._adapter.info_paths:
+        for path in self.adapter.info_paths:
             with contextlib.suppress(ServerUnreachable):
-                reply = await self._control.call("GET", path)
+                reply = await self.control.call("GET", path)
                 if reply.status == 200:
-                    return self._adapter.parse_info(reply.json())
+                    return self.adapter.parse_info(reply.json())
         return ServerInfo()
 
     async def count_tokens(self, text: str) -> int | None:
         """Tokens of ``text`` as a chat message, by the server's own count; ``None`` where it offers none (``tokenizes`` says so)."""
-        request = self._adapter.count_tokens(self.facts.model, text)
+        request = self.adapter.count_tokens(self.facts.model, text)
         try:
-            reply = await self._control.call(request.method, request.path, request.body, timeout_s=_TOKENIZE_TIMEOUT_S)
+            reply = await self.control.call(request.method, request.path, request.body, timeout_s=_TOKENIZE_TIMEOUT_S)
         except ServerUnreachable:
             return None
-        count = self._adapter.parse_count(reply.json()) if reply.status == 200 else None
+        count = self.adapter.parse_count(reply.json()) if reply.status == 200 else None
         self.tokenizes = count is not None
         return count
 
@@ -123,11 +117,11 @@ class Server:
     async def counters(self) -> Counters | None:
         """The server's counters; where it shows none, its gauges (``has_counters`` tells); ``None`` where it says nothing."""
         with contextlib.suppress(ServerUnreachable):
-            reply = await self._control.call("GET", self._adapter.metrics_path)
+            reply = await self.control.call("GET", self.adapter.metrics_path)
             if reply.status == 200:
-                found = parse_counters(reply.body, self._adapter.metrics)
+                found = parse_counters(reply.body, self.adapter.metrics)
                 if has_counters(found):
-                    return await self._as_of_now(found) if self._adapter.metrics.gauges_lag else found
+                    return await self._as_of_now(found) if self.adapter.metrics.gauges_lag else found
             return await self.gauges()
         return None
 
@@ -143,9 +137,9 @@ class Server:
         """What runs and waits now, where the engine tells it beside its metrics; ``None`` elsewhere."""
         if self.load_path == "":
             return None
-        for path in self._adapter.load_paths if self.load_path is None else (self.load_path,):
-            reply = await self._control.call("GET", path)
-            found = self._adapter.parse_load(reply.json(), self.facts.kv_cache_tokens) if reply.status == 200 else None
+        for path in self.adapter.load_paths if self.load_path is None else (self.load_path,):
+            reply = await self.control.call("GET", path)
+            found = self.adapter.parse_load(reply.json(), self.facts.kv_cache_tokens) if reply.status == 200 else None
             if found is not None:
                 self.load_path = path
                 return found
@@ -163,12 +157,10 @@ class Server:
         deadline = time.perf_counter() + _SETTLE_S
         while time.perf_counter() < deadline and after is not None:
             moved = delta(before, after)
-            caught_up = (
-                moved is not None
-                and (moved.prompt_tokens or 0) >= prompt_tokens
-                and (moved.generation_tokens or 0) >= output_tokens
+            least = (
+                min((moved.prompt_tokens or 0) - prompt_tokens, (moved.generation_tokens or 0) - output_tokens) if moved else -1
             )
-            if caught_up and not after.running and not after.waiting:
+            if least >= 0 and not after.running and not after.waiting:
                 break
             await asyncio.sleep(0.1)
             after = await self.counters()
@@ -183,17 +175,17 @@ class Server:
             counters = await self.counters()
             if counters is None or not ((counters.running or 0) + (counters.waiting or 0)):
                 return
-            self._say("drain", "waiting for the server to drop a request that failed", point_id=point.id)
+            self.reporter.say("drain", "waiting for the server to drop a request that failed", point_id=point.id)
             await asyncio.sleep(1.0)
 
     async def flush(self) -> None:
         """Empty the prefix cache, where the run wants that and the server offers it."""
-        if not self._config.flush or self._config.mode == "warm":
+        if not self.config.flush or self.config.mode == "warm":
             return
-        request = self._adapter.flush_cache(self.facts.known_version or Version((0, 0, 0)))
+        request = self.adapter.flush_cache(self.facts.known_version or Version((0, 0, 0)))
         if request is not None:
             with contextlib.suppress(ServerUnreachable):
-                await self._control.call(request.method, request.path, request.body)
+                await self.control.call(request.method, request.path, request.body)
 
     # -- whether it lives
 
@@ -201,7 +193,7 @@ class Server:
         """Why the server is proven dead, or ``None``. A refused connection twice in a row is proof, a slow answer is not."""
         for attempt in (1, 2):
             try:
-                await self._control.call("GET", self._adapter.models_path)
+                await self.control.call("GET", self.adapter.models_path)
             except ServerUnreachable as exc:
                 if exc.timed_out:
                     return None
@@ -218,19 +210,19 @@ class Server:
 
         ``named``: only a cause that we know by name. ``wait_s``: how long lines may trail the death.
         """
-        if self._log is None:
+        if self.server_log is None:
             return
-        read, self._log = self._log, None
+        read, self.server_log = self.server_log, None
         lines: list[str] = []
         until = time.perf_counter() + wait_s
         with contextlib.suppress(UserError):
             while True:
                 fresh = await asyncio.to_thread(read)
                 lines += fresh
-                if time.perf_counter() >= until or (not fresh and last_words(lines, self._adapter, named=True)):
+                if time.perf_counter() >= until or (not fresh and last_words(lines, self.adapter, named=True)):
                     break
                 await asyncio.sleep(0.2)
-        words = last_words(lines, self._adapter, named=named)
+        words = last_words(lines, self.adapter, named=named)
         if words is not None:
             self.end = Reason(Verdict.FAIL, code, f"{intro}: {words}")
-            self._say("server", self.end.text)
+            self.reporter.say("server", self.end.text)
