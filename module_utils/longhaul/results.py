@@ -345,9 +345,7 @@ def from_jsonable(kind: type[T], value: Any) -> T:
 def _build(kind: Any, value: Any) -> Any:
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _build(next(a for a in typing.get_args(kind) if a is not type(None)), value)
+        return None if value is None else _build(next(a for a in typing.get_args(kind) if a is not type(None)), value)
     if origin is tuple:
         return tuple(_build(typing.get_args(kind)[0], v) for v in value)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):

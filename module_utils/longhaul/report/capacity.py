@@ -9,11 +9,11 @@ from typing import Any
 from ..results import CapacityFacts
 from .wording import DASH, clean, count, finite, percent, times
 
-# Unit suffix of a key -> how it is written after the number. The longest suffix that fits wins.
+# Unit suffix of a key -> how it is written after the number. The first one that fits wins.
 _UNITS = {
-    "_gib_per_gpu": "GiB per GPU",
-    "_gib_per_request": "GiB per request",
     "_bytes_per_token_per_gpu": "B per token per GPU",
+    "_gib_per_request": "GiB per request",
+    "_gib_per_gpu": "GiB per GPU",
     "_bytes": "B",
     "_gib": "GiB",
     "_tokens": "tokens",
@@ -84,10 +84,8 @@ def signed_percent(value: float) -> str:
 def label(key: object) -> str:
     """``kv_cache_tokens`` -> ``KV cache tokens``; the unit goes with the number."""
     words = clean(key)
-    for suffix in sorted(_UNITS, key=len, reverse=True):
-        if words.endswith(suffix) and suffix not in ("_tokens",):
-            words = words[: -len(suffix)]
-            break
+    suffix = next((s for s in _UNITS if words.endswith(s) and s != "_tokens"), "")
+    words = words.removesuffix(suffix)
     parts = [_WORDS.get(w, w) for w in words.split("_") if w]
     text = " ".join(parts) or clean(key)
     return text[:1].upper() + text[1:]
@@ -102,5 +100,5 @@ def _value(key: str, value: Any) -> str:
     if "concurrency" in key:
         return times(number)
     text = f"{number:,.2f}" if abs(number) < 1e12 and number != int(number) else count(number)
-    unit = next((_UNITS[s] for s in sorted(_UNITS, key=len, reverse=True) if key.endswith(s)), "")
+    unit = next((unit for suffix, unit in _UNITS.items() if key.endswith(suffix)), "")
     return f"{text} {unit}".strip()

@@ -16,19 +16,22 @@ from .wording import DASH, clean, count, finite, instant, one_line, percent, rat
 
 _FOLD_HOSTS_FROM = 5
 _MOST_REASONS_OPEN = 12
+_FOOTER = (
+    "<footer><p>TTFT: from the first byte of the request sent to the first token received. "
+    "TPOT: (end to end - TTFT) / (output tokens - 1). ITL: gap between two token events. "
+    "Prefill rate: prompt tokens as the server counted them / TTFT, one request at a time. "
+    "Floor: the least time a cold prompt of that length can take on this hardware. MFU: floor / TTFT. "
+    "Cold: the server's own counters show that no prompt token came from its cache.</p></footer>"
+)
 
 
 def render_html(runs: Sequence[RunResult]) -> str:
     """One HTML document for all runs, the worst verdict first. It fetches nothing, and it is well-formed XML."""
     ordered = sorted(runs, key=lambda r: (-SEVERITY.index(r.verdict), r.host, r.engine))
-    body = [_top(ordered)]
-    if len(ordered) > 1:
-        body.append(_fleet(ordered))
-    fold = len(ordered) >= _FOLD_HOSTS_FROM
-    for place, run in enumerate(ordered):
-        body.append(_host(run, place, alone=len(ordered) == 1, fold=fold))
-    body.append(_footer())
-    return page(f"Longhaul: {_title(ordered)}", "\n".join(body))
+    alone, fold = len(ordered) == 1, len(ordered) >= _FOLD_HOSTS_FROM
+    fleet = [_fleet(ordered)] if len(ordered) > 1 else []
+    hosts = [_host(run, place, alone=alone, fold=fold) for place, run in enumerate(ordered)]
+    return page(f"Longhaul: {_title(ordered)}", "\n".join([_top(ordered), *fleet, *hosts, _FOOTER]))
 
 
 def _title(runs: Sequence[RunResult]) -> str:
@@ -46,16 +49,6 @@ def _top(runs: Sequence[RunResult]) -> str:
     line = f"{esc(engines)} \N{MIDDLE DOT} {esc(hosts)} \N{MIDDLE DOT} {instant(min(r.started_unix_s for r in runs))}"
     out.append(f'<p class="sub">{line} \N{MIDDLE DOT} run <span class="mono">{esc(", ".join(ids[:3]))}</span></p></header>')
     return "".join(out)
-
-
-def _footer() -> str:
-    return (
-        "<footer><p>TTFT: from the first byte of the request sent to the first token received. "
-        "TPOT: (end to end - TTFT) / (output tokens - 1). ITL: gap between two token events. "
-        "Prefill rate: prompt tokens as the server counted them / TTFT, one request at a time. "
-        "Floor: the least time a cold prompt of that length can take on this hardware. MFU: floor / TTFT. "
-        "Cold: the server's own counters show that no prompt token came from its cache.</p></footer>"
-    )
 
 
 def _fleet(runs: Sequence[RunResult]) -> str:
@@ -90,19 +83,8 @@ def _fleet_row(run: RunResult, place: int, several_models: bool) -> list[TitledC
 
 
 def _host(run: RunResult, place: int, *, alone: bool, fold: bool) -> str:
-    inner = [
-        _banner(run),
-        _flags(run),
-        _tiles(run),
-        burnin_section(run),
-        plots_of(run, place),
-        answers_section(run, place),
-        points_section(run),
-        evidence_section(run),
-        capacity_section(run),
-        settings_section(run),
-    ]
-    body = "".join(inner)
+    body = _banner(run) + _flags(run) + _tiles(run) + burnin_section(run) + plots_of(run, place) + answers_section(run, place)
+    body += points_section(run) + evidence_section(run) + capacity_section(run) + settings_section(run)
     names = f"{engine_name(run)} \N{MIDDLE DOT} {one_line(run.model)} \N{MIDDLE DOT} "
     sub = f'<p class="sub">{esc(names)}<span class="mono">{esc(one_line(run.url))}</span></p>'
     if alone:
@@ -130,13 +112,12 @@ def _banner(run: RunResult) -> str:
             for r in reasons
         )
         items.append(f'<li><span class="where">{esc(where)}</span><div>{lines}</div></li>')
-    if items:
-        shown, rest = items[:_MOST_REASONS_OPEN], items[_MOST_REASONS_OPEN:]
+    shown, rest = items[:_MOST_REASONS_OPEN], items[_MOST_REASONS_OPEN:]
+    if shown:
         out.append(f'<ul class="why">{"".join(shown)}</ul>')
-        if rest:
-            out.append(f'<details><summary>{len(rest)} more</summary><ul class="why">{"".join(rest)}</ul></details>')
-    out.append("</div>")
-    return "".join(out)
+    if rest:
+        out.append(f'<details><summary>{len(rest)} more</summary><ul class="why">{"".join(rest)}</ul></details>')
+    return "".join([*out, "</div>"])
 
 
 def _sentence(run: RunResult) -> str:
@@ -151,14 +132,8 @@ def _sentence(run: RunResult) -> str:
         parts.append(f"longest proven prompt: {best.input_tokens:,} tokens")
     elif run.mode == "cold":
         parts.append("no prompt length is proven")
-    done = [p for p in ran if p.verdict is Verdict.PASS]
     text = "; ".join(parts) + "."
-    if (
-        run.mode == "cold"
-        and done
-        and len(done) == len(ran)
-        and all(p.token_error_max == 0 and p.cache_state == "COLD" for p in done)
-    ):
+    if run.mode == "cold" and 0 < passed == len(ran) and all(p.token_error_max == 0 and p.cache_state == "COLD" for p in ran):
         text += " Every prompt had exactly the tokens asked for and was proven cold."
     return text
 
@@ -173,13 +148,9 @@ def _flags(run: RunResult) -> str:
     if not run.complete:
         out += '<p class="flag"><b>Cut short.</b> The run did not reach its end; what follows had been measured by then.</p>'
     if run.settings.get("corpus_note"):
-        out += f'<p class="flag"><b>Text.</b> {esc(_sentence_of(run.settings["corpus_note"]))}</p>'
+        note = one_line(run.settings["corpus_note"])
+        out += f'<p class="flag"><b>Text.</b> {esc(note[:1].upper() + note[1:])}.</p>'
     return out
-
-
-def _sentence_of(note: object) -> str:
-    text = one_line(note)
-    return text[:1].upper() + text[1:] + "."
 
 
 def _tiles(run: RunResult) -> str:

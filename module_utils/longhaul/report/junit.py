@@ -33,8 +33,7 @@ def render_junit(runs: Sequence[RunResult]) -> str:
         counts = dict.fromkeys(totals, 0)
         for point in run.points:
             case = ET.SubElement(suite, "testcase", classname=classname, name=point_name(point), time=_time(point.wall_s))
-            outcome = _outcome(case, point.verdict, unique_reasons(point.reasons), point.ran)
-            _count(counts, outcome)
+            _judge(case, counts, point.verdict, unique_reasons(point.reasons), point.ran)
             ET.SubElement(case, "system-out").text = _figures(run, point)
         own = run_only_reasons(run)
         accounted = worst(p.verdict for p in run.points if p.ran) if any(p.ran for p in run.points) else Verdict.PASS
@@ -42,7 +41,7 @@ def render_junit(runs: Sequence[RunResult]) -> str:
             case = ET.SubElement(suite, "testcase", classname=classname, name="run", time=_time(None))
             verdict = worst(r.verdict for r in own) if own else run.verdict
             reasons = own or [r for _, r in all_reasons(run)]
-            _count(counts, _outcome(case, verdict, reasons, True))
+            _judge(case, counts, verdict, reasons, True)
         for name, number in counts.items():
             suite.set(name, str(number))
             totals[name] += number
@@ -52,23 +51,17 @@ def render_junit(runs: Sequence[RunResult]) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def _outcome(case: ET.Element, verdict: Verdict, reasons: Sequence[Reason], ran: bool) -> str:
+def _judge(case: ET.Element, counts: dict[str, int], verdict: Verdict, reasons: Sequence[Reason], ran: bool) -> None:
+    """Write the verdict into the test case and count it."""
     texts = [f"{r.verdict.value} [{one_line(r.code)}] {clean(r.text)}" for r in reasons]
-    message = one_line(texts[0]) if texts else verdict.value
-    if not ran and verdict is not Verdict.FAIL:
-        ET.SubElement(case, "skipped", message=one_line(reasons[0].text) if reasons else "not run").text = "\n".join(texts)
-        return "skipped"
-    if verdict is Verdict.PASS:
-        return ""
-    tag = "failure" if verdict is Verdict.FAIL else "error"
-    ET.SubElement(case, tag, type=verdict.value, message=message).text = "\n".join(texts)
-    return "failures" if tag == "failure" else "errors"
-
-
-def _count(counts: dict[str, int], outcome: str) -> None:
     counts["tests"] += 1
-    if outcome:
-        counts[outcome] += 1
+    if not ran and verdict is not Verdict.FAIL:
+        counts["skipped"] += 1
+        ET.SubElement(case, "skipped", message=one_line(reasons[0].text) if reasons else "not run").text = "\n".join(texts)
+    elif verdict is not Verdict.PASS:
+        tag, message = "failure" if verdict is Verdict.FAIL else "error", one_line(texts[0]) if texts else verdict.value
+        counts[f"{tag}s"] += 1
+        ET.SubElement(case, tag, type=verdict.value, message=message).text = "\n".join(texts)
 
 
 def _time(value: float | None) -> str:

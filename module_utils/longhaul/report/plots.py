@@ -13,6 +13,10 @@ from .page import figure
 from .svg import Mark, Series, esc
 from .wording import TIMES, duration, finite, percent, plottable, rate, seconds, short_count, with_unit
 
+Pick = Callable[[PointResult], Stats | None]
+Text = Callable[[object], str]
+AxisText = Callable[[float], str]
+
 
 def overlay(runs: Sequence[RunResult], names: Sequence[str]) -> str:
     """Two figures, TTFT and prefill rate against input length, with one line for each of the first six runs that have one."""
@@ -22,13 +26,7 @@ def overlay(runs: Sequence[RunResult], names: Sequence[str]) -> str:
 
 
 def _overlay(
-    runs: Sequence[RunResult],
-    names: Sequence[str],
-    name: str,
-    pick: Callable[[PointResult], Stats | None],
-    text: Callable[[object], str],
-    axis: Callable[[float], str],
-    note: str,
+    runs: Sequence[RunResult], names: Sequence[str], name: str, pick: Pick, text: Text, axis: AxisText, note: str
 ) -> str:
     """One figure of every host against input length, cold runs only, points that PASSed or FAILed; six hosts at most."""
     series: list[Series] = []
@@ -73,14 +71,7 @@ def _lowest(run: RunResult) -> list[PointResult]:
 
 
 def _marks(
-    run: RunResult,
-    points: Sequence[PointResult],
-    pick: Callable[[PointResult], Stats | None],
-    text: Callable[[object], str],
-    name: str,
-    *,
-    attribute: str = "p50",
-    labels: bool = False,
+    run: RunResult, points: Sequence[PointResult], pick: Pick, text: Text, name: str, attribute: str = "p50", labels: bool = False
 ) -> tuple[Mark, ...]:
     out = []
     for point in points:
@@ -170,7 +161,7 @@ def _decode_latency(view: View) -> list[str]:
     return [_by_length("Decode latency", f"time per output token, {view.load}", series, _axis_seconds)]
 
 
-def _by_length(name: str, note: str, series: Sequence[Series], axis: Callable[[float], str]) -> str:
+def _by_length(name: str, note: str, series: Sequence[Series], axis: AxisText) -> str:
     title = f"{name} against input length"
     return figure(title, note, svg.plot(series, describe=title, x_title="Input tokens", y_text=axis), series)
 
@@ -193,23 +184,12 @@ def _by_output(points: Sequence[PointResult]) -> dict[int, list[PointResult]]:
 
 
 def _series(
-    run: RunResult,
-    by_output: Mapping[int, Sequence[PointResult]],
-    pick: Callable[[PointResult], Stats | None],
-    text: Callable[[object], str],
-    name: str,
-    *,
-    labels: bool = True,
+    run: RunResult, by_output: Mapping[int, Sequence[PointResult]], pick: Pick, text: Text, name: str, labels: bool = True
 ) -> list[Series]:
     show = labels and len(by_output) == 1 and sum(len(v) for v in by_output.values()) <= 8
-    return [
-        Series(
-            "Measured" if len(by_output) == 1 else f"{output:,} output tokens",
-            _marks(run, points, pick, text, name, labels=show),
-            place,
-        )
-        for place, (output, points) in enumerate(by_output.items())
-    ]
+    marks = {output: _marks(run, points, pick, text, name, labels=show) for output, points in by_output.items()}
+    names = ["Measured"] if len(marks) == 1 else [f"{output:,} output tokens" for output in marks]
+    return [Series(title, found, place) for place, (title, found) in enumerate(zip(names, marks.values(), strict=True))]
 
 
 def _queueing(view: View) -> list[str]:
@@ -230,11 +210,8 @@ def _queueing(view: View) -> list[str]:
     if not rows:
         return []
     shown = rows[:12]
-    legend = ""
-    if any(r.known for r in shown):
-        legend += f"<span>{_swatch('runs')}fit in the KV cache at once</span>"
-    if any(r.queued for r in shown):
-        legend += f"<span>{_swatch('waits')}wait in the queue</span>"
+    legend = _swatch("runs", "fit in the KV cache at once") if any(r.known for r in shown) else ""
+    legend += _swatch("waits", "wait in the queue") if any(r.queued for r in shown) else ""
     note = f"input tokens {TIMES} requests sent together"
     if len(rows) > len(shown):
         note += f"; {len(rows) - len(shown)} more in the table"
@@ -242,8 +219,8 @@ def _queueing(view: View) -> list[str]:
     return [figure("Concurrency and queueing", note, drawing, legend=legend)]
 
 
-def _swatch(kind: str) -> str:
-    return f'<svg class="swatch" aria-hidden="true"><rect class="{kind}" width="14" height="12"/></svg>'
+def _swatch(kind: str, text: str) -> str:
+    return f'<span><svg class="swatch" aria-hidden="true"><rect class="{kind}" width="14" height="12"/></svg>{text}</span>'
 
 
 def _ttft_by_concurrency(view: View) -> list[str]:

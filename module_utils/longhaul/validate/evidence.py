@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..engines.metrics import has_counters
-from ..results import Counters, RequestRecord, RequestStatus
+from ..results import Counters, KvSample, RequestRecord, RequestStatus
 
 # Traffic below this is not held against a point: SGLang's health probe generates a token, and a load balancer may
 # send a ping. The limits are prompt tokens, output tokens, and a share of our own.
@@ -64,6 +64,15 @@ def queue_s(before: Counters | None, after: Counters | None) -> float | None:
     return total / count if count > 0 and total >= 0 else None
 
 
+def ttft_by_repeat(ok: Sequence[RequestRecord]) -> list[list[float]]:
+    """The TTFT (seconds) of each repeat's completed requests, in the order of the repeats."""
+    groups: dict[int, list[float]] = {}
+    for record in ok:
+        if record.ttft_s is not None:
+            groups.setdefault(record.repeat, []).append(record.ttft_s)
+    return [groups[repeat] for repeat in sorted(groups)]
+
+
 @dataclass(frozen=True)
 class Traffic:
     """What the server counted over a point, split into our tokens, other clients' tokens, and ours that it did not count."""
@@ -77,9 +86,9 @@ class Traffic:
     @property
     def foreign(self) -> bool:
         """Whether another client was served, beyond health probes."""
-        return self.foreign_prompt_tokens > max(
-            FOREIGN_PROMPT_TOKENS, FOREIGN_SHARE * self.ours_prompt_tokens
-        ) or self.foreign_output_tokens > max(FOREIGN_OUTPUT_TOKENS, FOREIGN_SHARE * self.ours_output_tokens)
+        most_prompt = max(FOREIGN_PROMPT_TOKENS, FOREIGN_SHARE * self.ours_prompt_tokens)
+        most_output = max(FOREIGN_OUTPUT_TOKENS, FOREIGN_SHARE * self.ours_output_tokens)
+        return self.foreign_prompt_tokens > most_prompt or self.foreign_output_tokens > most_output
 
 
 def traffic(moved: Delta, records: Sequence[RequestRecord]) -> Traffic:
@@ -88,12 +97,9 @@ def traffic(moved: Delta, records: Sequence[RequestRecord]) -> Traffic:
     The server may or may not have counted a request that failed. Such a request widens the range of what can be ours, and
     never makes traffic look foreign.
     """
-    ok = [r for r in records if r.status is RequestStatus.OK]
-    least_prompt = sum(r.input_tokens for r in ok)
-    most_prompt = sum(r.input_tokens for r in records)
-    most_output = sum(r.output_tokens for r in records)
-    prompt = moved.prompt_tokens or 0.0
-    output = moved.generation_tokens or 0.0
+    least_prompt = sum(r.input_tokens for r in records if r.status is RequestStatus.OK)
+    most_prompt, most_output = sum(r.input_tokens for r in records), sum(r.output_tokens for r in records)
+    prompt, output = moved.prompt_tokens or 0.0, moved.generation_tokens or 0.0
     return Traffic(
         ours_prompt_tokens=most_prompt,
         ours_output_tokens=most_output,
@@ -101,6 +107,12 @@ def traffic(moved: Delta, records: Sequence[RequestRecord]) -> Traffic:
         foreign_output_tokens=max(0.0, output - most_output),
         missing_prompt_tokens=max(0.0, least_prompt - prompt),
     )
+
+
+def foreign_running(ours: int, before: Counters | None, series: Sequence[KvSample]) -> float:
+    """Other clients' requests in the server's gauges: any before the point began, and more than ``ours`` while it ran."""
+    seen = (before.running or 0.0) + (before.waiting or 0.0) if before is not None else 0.0
+    return max([seen, *((s.running or 0.0) + (s.waiting or 0.0) - ours for s in series)])
 
 
 @dataclass(frozen=True)
@@ -139,17 +151,14 @@ def cache_finding(
     sent = sum(r.input_tokens for r in ok)
     told = [r.cached_tokens for r in ok if r.cached_tokens is not None]
     by_usage = sum(told)
-    worst_over = max((r.cached_tokens or 0) - tolerated_cached_tokens(r) for r in ok)
-    if worst_over > 0:
+    if any((r.cached_tokens or 0) > tolerated_cached_tokens(r) for r in ok):
         return CacheFinding("WARM", min(1.0, by_usage / sent), "usage.cached_tokens")
     hits = moved.cache_hits_tokens if moved is not None else None
+    if hits is not None and hits > sum(tolerated_cached_tokens(r) for r in records):
+        if others is not None and others.foreign:
+            return CacheFinding("UNKNOWN", min(1.0, hits / sent), "cache counters, with other clients on the server")
+        return CacheFinding("WARM", min(1.0, hits / sent), "cache counters")
     if hits is not None:
-        allowed = sum(tolerated_cached_tokens(r) for r in records)
-        if hits > allowed:
-            share = min(1.0, hits / sent)
-            if others is not None and others.foreign:
-                return CacheFinding("UNKNOWN", share, "cache counters, with other clients on the server")
-            return CacheFinding("WARM", share, "cache counters")
         return CacheFinding("COLD", max(by_usage, hits) / sent, "usage and cache counters" if told else "cache counters")
     if len(told) == len(ok):
         return CacheFinding("COLD", by_usage / sent, "usage.cached_tokens")

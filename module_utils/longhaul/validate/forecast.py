@@ -181,15 +181,10 @@ def show_plan(config: ValidateConfig, schedule: Schedule, reporter: Reporter, no
     for number, point in enumerate(config.points, 1):
         fits, queued = schedule.fits(point)
         queueing = f"; {fits:,} fit at once, {queued:,} will queue" if fits is not None and point.concurrency > 1 else ""
-        reporter.say(
-            "plan",
-            f"{point.input_tokens:,} in, {point.output_tokens:,} out, {point.concurrency} in flight, "
-            f"{config.rounds(point)}x: {schedule.about(point)}{queueing}",
-            point_id=point.id,
-            left_s=schedule.total_s([point]),
-            done=number,
-            total=len(config.points),
-        )
+        words = f"{point.input_tokens:,} in, {point.output_tokens:,} out, {point.concurrency} in flight, "
+        words += f"{config.rounds(point)}x: {schedule.about(point)}{queueing}"
+        left_s = schedule.total_s([point])
+        reporter.say("plan", words, point_id=point.id, left_s=left_s, done=number, total=len(config.points))
     total_s = schedule.total_s(config.points)
     about = f", about {duration(total_s)} in all" if total_s is not None else ""
     budget = f", budget {duration(config.budget_s)}" if config.budget_s is not None else ""

@@ -12,6 +12,7 @@ from ..physics import roofline
 from ..physics.hardware import Gpu
 from ..results import Physics, RequestRecord
 from .config import Point, ValidateConfig
+from .evidence import ttft_by_repeat
 from .forecast import Forecaster
 from .progress import Reporter
 
@@ -93,11 +94,7 @@ def _last_first_tokens(point: Point, ok: Sequence[RequestRecord]) -> list[float]
     """Seconds to the last first token of each round in which every request was answered; none for lone requests."""
     if point.concurrency == 1:
         return []
-    rounds: dict[int, list[float]] = {}
-    for record in ok:
-        if record.ttft_s is not None:
-            rounds.setdefault(record.repeat, []).append(record.ttft_s)
-    return [max(times) for times in rounds.values() if len(times) == point.concurrency]
+    return [max(times) for times in ttft_by_repeat(ok) if len(times) == point.concurrency]
 
 
 @dataclass

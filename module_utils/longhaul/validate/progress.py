@@ -80,10 +80,8 @@ def duration(value_s: float | None) -> str:
     """Seconds for people: 3.2 s, 12 s, 3 min 20 s, 2 h 5 min."""
     if value_s is None:
         return "?"
-    if value_s < 10:
-        return f"{value_s:.1f} s"
     if value_s < 120:
-        return f"{value_s:.0f} s"
+        return f"{value_s:.1f} s" if value_s < 10 else f"{value_s:.0f} s"
     if value_s < 7200:
         return f"{int(value_s // 60)} min {int(value_s % 60)} s"
     return f"{int(value_s // 3600)} h {int(value_s % 3600 // 60)} min"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import importlib.util
 import json
 import secrets
 import time
@@ -72,11 +73,9 @@ def open_prompts(config: ValidateConfig, seed: int, reporter: Reporter) -> Promp
             progress=lambda p: reporter.say("corpus", f"{p.stage}: {p.tokens:,} tokens after {p.elapsed_s:.0f} s"),
         )
     chat: bool | None = None
-    if config.needles.enabled and corpus.tokenizer is not None and corpus.tokenizer.chat_template:
-        try:
-            import jinja2  # noqa: F401
-        except ImportError:
-            chat = False  # a host without Jinja: plain prompts, the needles stay askable
+    templated = config.needles.enabled and corpus.tokenizer is not None and corpus.tokenizer.chat_template
+    if templated and importlib.util.find_spec("jinja2") is None:
+        chat = False  # a host without Jinja: plain prompts, the needles stay askable
     share = corpus.meta.distinct_16gram_share
     note = None
     if share < DISTINCT_NOTED:
@@ -171,14 +170,9 @@ class RequestMaker:
         return await asyncio.to_thread(self.factory.text_prompt, tokens, seed_key=key, count=count, needles=plan)
 
 
-async def align_text(
-    config: ValidateConfig,
-    maker: RequestMaker,
-    server: Server,
-    send: Callable[[Job, Point], Awaitable[RequestRecord]],
-    reporter: Reporter,
-) -> None:
+async def align_text(maker: RequestMaker, send: Callable[[Job, Point], Awaitable[RequestRecord]], reporter: Reporter) -> None:
     """Learn from usage how many tokens a server without /tokenize adds to text, with small untimed prompts of their own."""
+    config, server = maker.config, maker.server
     if config.transport != "text":
         return
     await server.count_tokens("probe")

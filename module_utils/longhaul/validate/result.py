@@ -13,8 +13,6 @@ from ..engines.registry import get_engine
 from ..physics.hardware import Gpu
 from ..prompts.needles import aggregate, recall, shown
 from ..results import (
-    Counters,
-    KvSample,
     NeedleCell,
     Physics,
     PointResult,
@@ -29,7 +27,7 @@ from ..results import (
 from ..stats import summarize
 from ..version import __version__
 from .config import NeedleSettings, Point, ValidateConfig
-from .evidence import cache_finding, delta, queue_s, traffic
+from .evidence import cache_finding, delta, foreign_running, queue_s, traffic
 from .forecast import Schedule
 from .measure import PointRun
 from .server import Server, ServerFacts
@@ -73,7 +71,7 @@ def judge_run(
             physics=physics,
             warm_mode=config.mode == "warm",
             exact_ids=config.transport == "ids",
-            foreign_running=foreign_running(point, run.before, run.series),
+            foreign_running=foreign_running(point.concurrency, run.before, run.series),
             watched=f"{server.load_path}, {1 + len(run.series)}x" if run.before is not None and server.load_path else None,
             counters_advice=get_engine(config.engine).counters_advice,
             distinct_share=distinct_share,
@@ -133,12 +131,6 @@ def skipped_point(config: ValidateConfig, schedule: Schedule, point: Point, reas
     )  # fmt: skip
 
 
-def foreign_running(point: Point, before: Counters | None, series: Sequence[KvSample]) -> float:
-    """Other clients' requests in the server's gauges: any before the point began, and more than ours while it ran."""
-    seen = (before.running or 0.0) + (before.waiting or 0.0) if before is not None else 0.0
-    return max([seen, *((s.running or 0.0) + (s.waiting or 0.0) - point.concurrency for s in series)])
-
-
 def run_result(
     facts: RunFacts, points: Sequence[PointResult], asked: Sequence[RequestRecord], end: Reason | None, *, complete: bool
 ) -> RunResult:
@@ -154,6 +146,7 @@ def run_result(
             reasons += judge_regression(judged, load_run(config.baseline))
     for point in judged:
         reasons += [Reason(r.verdict, r.code, f"{point.point_id}: {r.text}") for r in point.reasons]
+    client = {"longhaul": __version__, "client_python": platform.python_version(), "client_platform": sys.platform}
     return RunResult(
         run_id=config.run_id,
         host=config.host,
@@ -167,7 +160,7 @@ def run_result(
         reasons=tuple(reasons),
         points=judged,
         settings=_settings(facts),
-        environment={**_client_environment(), **config.environment, "server": dict(facts.server.info.details)},
+        environment={**client, **config.environment, "server": dict(facts.server.info.details)},
         capacity=config.capacity,
         needles=cells,
         needle_recall=found,
@@ -228,7 +221,3 @@ def _settings(facts: RunFacts) -> Mapping[str, Any]:
         "corpus_note": facts.corpus_note,
         "baseline": config.baseline.name if config.baseline else None,
     }
-
-
-def _client_environment() -> dict[str, Any]:
-    return {"longhaul": __version__, "client_python": platform.python_version(), "client_platform": sys.platform}

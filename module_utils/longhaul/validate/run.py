@@ -69,7 +69,7 @@ async def _run(config: ValidateConfig, reporter: Reporter, server_log: Callable[
             sender = Sender(client, adapter, writer)
             maker = RequestMaker(config, adapter, server, prompts.factory, seed)
             meter = PointMeter(config, server, maker, sender, schedule, reporter)
-            await align_text(config, maker, server, meter.send_one, reporter)
+            await align_text(maker, meter.send_one, reporter)
             await meter.warm_up()
             corpus = prompts.factory.corpus.fingerprint
             facts = RunFacts(config, seed, started_unix_s, server.facts, floors.hardware, floors.note, corpus, prompts.note)

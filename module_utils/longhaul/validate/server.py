@@ -121,17 +121,15 @@ class Server:
             if reply.status == 200:
                 found = parse_counters(reply.body, self.adapter.metrics)
                 if has_counters(found):
-                    return await self._as_of_now(found) if self.adapter.metrics.gauges_lag else found
+                    if not self.adapter.metrics.gauges_lag:
+                        return found
+                    now = None  # what runs and waits now, where the server tells it
+                    # A scheduler that is in the middle of a long chunk answers late: the counters stand all the same.
+                    with contextlib.suppress(ServerUnreachable):
+                        now = await self.gauges()
+                    return replace(found, running=now.running if now else None, waiting=now.waiting if now else None)
             return await self.gauges()
         return None
-
-    async def _as_of_now(self, counters: Counters) -> Counters:
-        """Counters of a server whose gauges lag, with what runs and waits now; unknown where it does not tell."""
-        now = None
-        # A scheduler that is in the middle of a long chunk answers late: the counters stand all the same.
-        with contextlib.suppress(ServerUnreachable):
-            now = await self.gauges()
-        return replace(counters, running=now.running if now else None, waiting=now.waiting if now else None)
 
     async def gauges(self) -> Counters | None:
         """What runs and waits now, where the engine tells it beside its metrics; ``None`` elsewhere."""
@@ -157,10 +155,8 @@ class Server:
         deadline = time.perf_counter() + _SETTLE_S
         while time.perf_counter() < deadline and after is not None:
             moved = delta(before, after)
-            least = (
-                min((moved.prompt_tokens or 0) - prompt_tokens, (moved.generation_tokens or 0) - output_tokens) if moved else -1
-            )
-            if least >= 0 and not after.running and not after.waiting:
+            counted = (moved.prompt_tokens or 0, moved.generation_tokens or 0) if moved is not None else (-1, -1)
+            if counted[0] >= prompt_tokens and counted[1] >= output_tokens and not after.running and not after.waiting:
                 break
             await asyncio.sleep(0.1)
             after = await self.counters()
@@ -191,19 +187,17 @@ class Server:
 
     async def why_gone(self) -> str | None:
         """Why the server is proven dead, or ``None``. A refused connection twice in a row is proof, a slow answer is not."""
-        for attempt in (1, 2):
+        for pause_s in (0.3, 0.0):
             try:
                 await self.control.call("GET", self.adapter.models_path)
+                return None
             except ServerUnreachable as exc:
                 if exc.timed_out:
                     return None
-                if attempt == 2:
-                    await self.read_end("server_dead", "the server is gone, its log says", wait_s=_LAST_WORDS_S)
-                    return f"the server is gone ({exc.reason})"
-                await asyncio.sleep(0.3)
-            else:
-                return None
-        return None
+                reason = exc.reason
+            await asyncio.sleep(pause_s)
+        await self.read_end("server_dead", "the server is gone, its log says", wait_s=_LAST_WORDS_S)
+        return f"the server is gone ({reason})"
 
     async def read_end(self, code: str, intro: str, *, named: bool = False, wait_s: float = 0.0) -> None:
         """Set ``end`` to the cause of death that the server's log names. Does nothing when called again.

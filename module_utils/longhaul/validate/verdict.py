@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from ..results import SEVERITY, Physics, PointResult, Reason, RequestRecord, RequestStatus, RunResult, Verdict, worst
 from ..stats import difference, disagreement, summarize
-from .evidence import CacheFinding, Delta, Traffic
+from .evidence import CacheFinding, Delta, Traffic, ttft_by_repeat
 
 # A TTFT is doubtful when the client's event loop was late by more than this share of it and by more than this many seconds. A
 # point is doubtful when more than this share of its requests are. (Next to a CPU engine that uses every core, 20-30 ms are seen.)
@@ -234,11 +234,7 @@ def _client_lag(ok: Sequence[RequestRecord], evidence: PointEvidence) -> Iterato
 
 
 def _repeats(ok: Sequence[RequestRecord], evidence: PointEvidence) -> Iterator[Reason]:
-    groups: dict[int, list[float]] = {}
-    for record in ok:
-        if record.ttft_s is not None:
-            groups.setdefault(record.repeat, []).append(record.ttft_s)
-    medians = [statistics.median(groups[key]) for key in sorted(groups)]
+    medians = [statistics.median(times) for times in ttft_by_repeat(ok)]
     apart, limits = disagreement(medians), evidence.limits
     if apart is not None and apart > limits.tolerance and max(medians) - min(medians) > limits.tolerance_least_s:
         listed = ", ".join(f"{m:.3f}" for m in medians)

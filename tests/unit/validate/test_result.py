@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from longhaul.results import Counters, KvSample, NeedleAnswer, PointResult, Reason, RequestRecord, RequestStatus, Verdict
-from longhaul.validate.config import NeedleSettings, Point
-from longhaul.validate.result import RunFacts, foreign_running, run_result
+from longhaul.validate.config import NeedleSettings
+from longhaul.validate.evidence import foreign_running
+from longhaul.validate.result import RunFacts, run_result
 from longhaul.validate.server import ServerFacts
 from unit.validate.runs import config
 
@@ -29,7 +30,7 @@ def asked(found: bool) -> RequestRecord:
 def test_other_clients_requests_are_those_before_the_point_and_those_above_ours(
     before: Counters | None, running: float | None, foreign: float
 ) -> None:
-    assert foreign_running(Point(1000, 5, 2), before, [KvSample(1.0, None, running, None)]) == foreign
+    assert foreign_running(2, before, [KvSample(1.0, None, running, None)]) == foreign
 
 
 def test_the_end_of_the_server_comes_first_and_counts() -> None:
