@@ -10,12 +10,12 @@ shown but not judged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
 from ..results import PointResult, RunResult, Stats, Verdict
-from ..stats import Difference, difference, share_noise
+from ..stats import difference, share_noise
 from .figures import engine_name, flatten, p50, point_name, stands
 from .wording import DASH, TIMES, finite, one_line, percent
 
@@ -47,6 +47,9 @@ class Change:
 class PointComparison:
     """A point of either run. ``refused`` says why its figures are not compared (None: they are)."""
 
+    input_tokens: int
+    output_tokens: int
+    concurrency: int
     a: PointResult | None
     b: PointResult | None
     changes: tuple[Change, ...] = ()
@@ -54,9 +57,8 @@ class PointComparison:
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """Input tokens, output tokens, requests at once: the same on both sides."""
-        point = self.a or self.b
-        return _key(point) if point else (0, 0, 0)
+        """Input tokens, output tokens, requests at once."""
+        return self.input_tokens, self.output_tokens, self.concurrency
 
     @property
     def told(self) -> tuple[Change, ...]:
@@ -112,11 +114,10 @@ def _change(metric: str, a: Stats | None, b: Stats | None, concurrency: int, *, 
         return None
     ratio, direction = _direction(first, second, is_rate)
     apart = difference(a, b, concurrency)
-    if apart is None:
-        apart = Difference(second / first - 1 if first else 0.0, None, None, "not judged: no noise known")
+    noise, beyond, note = (apart.noise, apart.beyond, apart.note) if apart else (None, None, "not judged: no noise known")
     if unproven:
-        apart = replace(apart, beyond=None, note="INCONCLUSIVE: not judged")
-    return Change(metric, first, second, ratio, direction, apart.noise, apart.beyond, apart.note, is_rate)
+        beyond, note = None, "INCONCLUSIVE: not judged"
+    return Change(metric, first, second, ratio, direction, noise, beyond, note, is_rate)
 
 
 def _direction(a: float, b: float, is_rate: bool) -> tuple[float | None, str]:
@@ -134,8 +135,8 @@ def compare_runs(a: RunResult, b: RunResult) -> Comparison:
         right = next((p for p in rest if _key(p) == _key(left)), None)
         if right is not None:
             rest.remove(right)
-        points.append(_point(a, b, left, right))
-    points += [_point(a, b, None, right) for right in rest]
+        points.append(PointComparison(*_key(left), left, right, *_changes(a, b, left, right)))
+    points += [PointComparison(*_key(right), None, right, *_changes(a, b, None, right)) for right in rest]
     return Comparison(a, b, tuple(points), _differences(a, b), _recall(a, b))
 
 
@@ -143,20 +144,21 @@ def _key(point: PointResult) -> tuple[int, int, int]:
     return point.input_tokens, point.output_tokens, point.concurrency
 
 
-def _point(a: RunResult, b: RunResult, left: PointResult | None, right: PointResult | None) -> PointComparison:
+def _changes(
+    a: RunResult, b: RunResult, left: PointResult | None, right: PointResult | None
+) -> tuple[tuple[Change, ...], str | None]:
+    """The figures of a point on both sides, and why they are not compared, where they are not."""
     refused = _refusal(a, b, left, right)
-    changes: tuple[Change, ...] = ()
-    if refused is None and left is not None and right is not None:
-        unproven = Verdict.INCONCLUSIVE in (left.verdict, right.verdict)
-        wanted: list[tuple[str, Stats | None, Stats | None, bool]] = [("TTFT p50", left.ttft_s, right.ttft_s, False)]
-        if left.concurrency == 1 and a.mode == "cold":
-            wanted.append(("Prefill rate", left.prefill_tokens_per_s, right.prefill_tokens_per_s, True))
-        wanted += [("TPOT p50", left.tpot_s, right.tpot_s, False), ("E2E p50", left.e2e_s, right.e2e_s, False)]
-        made = [_change(name, x, y, left.concurrency, is_rate=r, unproven=unproven) for name, x, y, r in wanted]
-        changes = tuple(c for c in made if c is not None)
-        if not changes:
-            refused = "no figures on both sides"
-    return PointComparison(left, right, changes, refused)
+    if refused is not None or left is None or right is None:
+        return (), refused
+    unproven = Verdict.INCONCLUSIVE in (left.verdict, right.verdict)
+    wanted: list[tuple[str, Stats | None, Stats | None, bool]] = [("TTFT p50", left.ttft_s, right.ttft_s, False)]
+    if left.concurrency == 1 and a.mode == "cold":
+        wanted.append(("Prefill rate", left.prefill_tokens_per_s, right.prefill_tokens_per_s, True))
+    wanted += [("TPOT p50", left.tpot_s, right.tpot_s, False), ("E2E p50", left.e2e_s, right.e2e_s, False)]
+    made = [_change(name, x, y, left.concurrency, is_rate=r, unproven=unproven) for name, x, y, r in wanted]
+    changes = tuple(c for c in made if c is not None)
+    return changes, None if changes else "no figures on both sides"
 
 
 def _refusal(a: RunResult, b: RunResult, left: PointResult | None, right: PointResult | None) -> str | None:
