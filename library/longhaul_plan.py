@@ -53,8 +53,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.longhaul.capacity.answer import Answer, answer_drift, answer_gate
-from ansible.module_utils.longhaul.capacity.gate import choose_gpu, drift, gate
+from ansible.module_utils.longhaul.capacity.gate import Answer, answer_drift, answer_gate, choose_gpu, drift, gate
 from ansible.module_utils.longhaul.deploy.hostfacts import capacity_of_last_start
 from ansible.module_utils.longhaul.deploy.layout import layout
 from ansible.module_utils.longhaul.deploy.preflight import as_result, model_config, run_checks

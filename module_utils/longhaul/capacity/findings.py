@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from ..dtypes import normal_dtype
@@ -15,129 +16,69 @@ from ..version import Version
 UNPLANNABLE = frozenset({"tp_heads", "tp_kv_heads", "pp_layers"})
 
 
-def structural_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, host_gpus: int | None) -> list[Finding]:
+def structural_findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, host_gpus: int | None) -> Iterator[Finding]:
     """Everything that is wrong before any memory is counted: parallel sizes, positions, dtypes, block sizes."""
-    found: list[Finding] = []
-    tp = s.tensor_parallel
+    tp, pp = s.tensor_parallel, s.pipeline_parallel
+    possible = [d for d in range(1, tp + 1) if model.heads % d == 0 and kv_splits(model, d)]
     if model.heads % tp:
-        best = max(d for d in range(1, tp + 1) if model.heads % d == 0 and kv_splits(model, d))
+        best = max(possible)
         pairs = f"TP{best} x PP{tp // best}" if tp % best == 0 and tp > best else f"TP{best}"
-        found.append(
-            Finding(
-                f"tensor parallel {tp} over {model.heads} attention heads",
-                f"a size that divides {model.heads}",
-                f"use {pairs}",
-                "refuse",
-                "tp_heads",
-            )
-        )
+        found = f"tensor parallel {tp} over {model.heads} attention heads"
+        yield Finding(found, f"a size that divides {model.heads}", f"use {pairs}", code="tp_heads")
     elif not kv_splits(model, tp):
-        found.append(
-            Finding(
-                f"tensor parallel {tp} over {model.kv_heads} KV heads",
-                "a size that divides the KV heads, or a multiple of them (heads are then replicated)",
-                f"use TP{max(d for d in range(1, tp + 1) if model.heads % d == 0 and kv_splits(model, d))}",
-                "refuse",
-                "tp_kv_heads",
-            )
-        )
-    if s.pipeline_parallel > len(model.layers):
-        found.append(
-            Finding(
-                f"{s.pipeline_parallel} pipeline stages for {len(model.layers)} layers",
-                "at least one layer a stage",
-                "use fewer pipeline stages",
-                "refuse",
-                "pp_layers",
-            )
-        )
+        found = f"tensor parallel {tp} over {model.kv_heads} KV heads"
+        required = "a size that divides the KV heads, or a multiple of them (heads are then replicated)"
+        yield Finding(found, required, f"use TP{max(possible)}", code="tp_kv_heads")
+    if pp > len(model.layers):
+        found = f"{pp} pipeline stages for {len(model.layers)} layers"
+        yield Finding(found, "at least one layer a stage", "use fewer pipeline stages", code="pp_layers")
     if host_gpus is not None and s.gpus > host_gpus:
-        found.append(
-            Finding(
-                f"TP{tp} x PP{s.pipeline_parallel} takes {s.gpus} GPUs",
-                f"at most the {host_gpus} that the host has",
-                "lower the parallel sizes or use a larger host",
-                "refuse",
-                "host_gpus",
-            )
-        )
+        found, required = f"TP{tp} x PP{pp} takes {s.gpus} GPUs", f"at most the {host_gpus} that the host has"
+        yield Finding(found, required, "lower the parallel sizes or use a larger host", code="host_gpus")
     if model.max_positions is not None and s.context_tokens > model.max_positions:
-        found.append(
-            Finding(
-                f"context {s.context_tokens:,}",
-                f"at most the model's {model.max_positions:,} positions",
-                f"ask for a context of {model.max_positions:,} or less",
-                "refuse",
-                "positions",
-            )
-        )
+        found, required = f"context {s.context_tokens:,}", f"at most the model's {model.max_positions:,} positions"
+        yield Finding(found, required, f"ask for a context of {model.max_positions:,} or less", code="positions")
     if normal_dtype(s.kv_cache_dtype) == "fp8" and gpu.vendor == "nvidia" and gpu.peak_flop_per_s.get("bf16") and not gpu.has_fp8:
-        found.append(
-            Finding(f"fp8 KV on {gpu.name}", "a GPU with fp8 units", "use bf16 KV, or H100, L40S or newer", "refuse", "kv_dtype")
-        )
+        fix = "use bf16 KV, or H100, L40S or newer"
+        yield Finding(f"fp8 KV on {gpu.name}", "a GPU with fp8 units", fix, code="kv_dtype")
     engine = get_engine(s.engine)
-    found += engine.findings(model, gpu, s)
+    yield from engine.findings(model, gpu, s)
     low, high = engine.verified
     if not Version.parse(low) <= s.release <= Version.parse(high):
-        found.append(
-            Finding(
-                f"{s.engine} {s.release}",
-                f"{low} to {high}, whose sums were verified",
-                "the nearest verified release's rules are used; compare with the engine after the start",
-                "warn",
-                "unverified_release",
-            )
-        )
-    return found
+        required = f"{low} to {high}, whose sums were verified"
+        fix = "the nearest verified release's rules are used; compare with the engine after the start"
+        yield Finding(f"{s.engine} {s.release}", required, fix, "warn", "unverified_release")
 
 
-def capacity_findings(sizing: Sizing, pool: Pool, starts: bool) -> list[Finding]:
-    s, model = sizing.settings, sizing.model
-    found = []
+def capacity_findings(sizing: Sizing, pool: Pool, starts: bool) -> Iterator[Finding]:
+    """What the memory does not allow. ``starts``: the engine would start although one request does not fit."""
+    s = sizing.settings
     if pool.available_bytes <= 0:
-        short = f"{-pool.available_bytes / GIB:.1f} GiB per GPU missing"
+        found = f"no memory left for KV: {-pool.available_bytes / GIB:.1f} GiB per GPU missing"
         fix = "use more GPUs, fp8 weights or a larger share of the memory"
-        found.append(Finding(f"no memory left for KV: {short}", "weights that leave room", fix, "refuse", "no_kv_memory"))
+        yield Finding(found, "weights that leave room", fix, code="no_kv_memory")
     elif pool.concurrency < 1.0:
         after = "; the engine would start all the same and preempt that request for ever" if starts else ""
-        found.append(
-            Finding(
-                f"concurrency {pool.concurrency:.2f}x at {s.context_tokens:,} tokens (KV for {pool.tokens:,}){after}",
-                "at least 1.0: one request of the whole context",
-                "see the nearest plans that fit",
-                "refuse",
-                "concurrency",
-            )
-        )
+        found = f"concurrency {pool.concurrency:.2f}x at {s.context_tokens:,} tokens (KV for {pool.tokens:,}){after}"
+        required = "at least 1.0: one request of the whole context"
+        yield Finding(found, required, "see the nearest plans that fit", code="concurrency")
     elif pool.concurrency < s.concurrency:
-        found.append(
-            Finding(
-                f"{s.concurrency} requests of {s.context_tokens:,} tokens wanted at once, {pool.concurrency:.2f} fit",
-                f"concurrency of at least {s.concurrency}",
-                "the rest will queue; give the pool more memory or lower the concurrency",
-                "warn",
-                "concurrency_wanted",
-            )
-        )
-    found += sizing.findings(pool)
+        found = f"{s.concurrency} requests of {s.context_tokens:,} tokens wanted at once, {pool.concurrency:.2f} fit"
+        fix = "the rest will queue; give the pool more memory or lower the concurrency"
+        yield Finding(found, f"concurrency of at least {s.concurrency}", fix, "warn", "concurrency_wanted")
+    yield from sizing.findings(pool)
     gain = _hybrid_gain(sizing, pool)
-    if gain is not None and gain >= 1.5:
-        found.append(
-            Finding(
-                f"hybrid KV off by default in {s.engine} {s.release}: {model.name} would hold {gain:.1f} times as much with it",
-                "hybrid KV on for models with local attention",
-                get_engine(s.engine).hybrid_advice,
-                "warn",
-                "hybrid_off",
-            )
-        )
-    return found
+    if gain >= 1.5:
+        engine = f"{s.engine} {s.release}"
+        found = f"hybrid KV off by default in {engine}: {sizing.model.name} would hold {gain:.1f} times as much with it"
+        required = "hybrid KV on for models with local attention"
+        yield Finding(found, required, get_engine(s.engine).hybrid_advice, "warn", "hybrid_off")
 
 
-def _hybrid_gain(sizing: Sizing, pool: Pool) -> float | None:
-    """Concurrency with hybrid KV over concurrency without, where it is off only by default; else ``None``."""
+def _hybrid_gain(sizing: Sizing, pool: Pool) -> float:
+    """Concurrency with hybrid KV over concurrency without, where it is off only by default; else 1."""
     s = sizing.settings
     if sizing.hybrid != "off" or s.hybrid_kv != "default" or not pool.concurrency:
-        return None
+        return 1.0
     other = sizing_of(sizing.model, sizing.gpu, replace(s, hybrid_kv="on"))
-    return other.pool(pool.available_bytes).concurrency / pool.concurrency if other.hybrid == "on" else None
+    return other.pool(pool.available_bytes).concurrency / pool.concurrency if other.hybrid == "on" else 1.0

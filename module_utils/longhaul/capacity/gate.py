@@ -1,4 +1,7 @@
-"""The capacity gate of a deployment: plan from its own settings before the start, compare with the engine after it."""
+"""The capacity gate of a deployment: plan from its own settings before the start, compare with the engine after it.
+
+Each answer is to refuse, to warn or to go on, by the operator's policy (``fail`` or ``warn``).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..engines.base import EngineCapacity
-from ..engines.settings import EngineSettings
+from ..engines.registry import get_engine
+from ..engines.settings import EngineSettings, size_values
 from ..engines.sizing import PlanSettings
 from ..errors import Finding, UserError
 from ..models.architecture import ModelArchitecture
@@ -18,7 +22,8 @@ from ..version import Version
 from .drift import compare_with_engine
 from .plan import Plan, check_plan, plan_capacity
 from .search import nearest_plans
-from .settings import settings_from_engine
+
+_FIX_DRIFT = "check that settings and model are the ones planned; engine_capacity_drift: warn lets it pass"
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,35 @@ class GateResult:
     def refusals(self) -> tuple[Finding, ...]:
         """The findings that forbid the deployment."""
         return tuple(f for f in self.findings if f.severity == "refuse")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``refused`` is why the deployment must not go on; empty where it may. ``skipped`` is why nothing was planned.
+
+    ``facts``: the section of the local facts, ``planned`` before a start and ``capacity`` after it.
+    """
+
+    facts: Mapping[str, Any] | None = None
+    skipped: str = ""
+    refused: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def settings_from_engine(
+    wanted: EngineSettings, engine: str, release: Version, *, concurrency: int = 1, available_kv_gib: float | None = None
+) -> PlanSettings:
+    """A deployment's settings -> what the plan needs of them. On CPU the KV space is the available memory."""
+    on_cpu = wanted.device == "cpu"
+    planned = PlanSettings(
+        engine,
+        release,
+        **size_values(wanted),
+        available_kv_gib=available_kv_gib if available_kv_gib is not None else (wanted.cpu_kv_cache_gib if on_cpu else None),
+        weights_dtype="fp8" if (wanted.quantization or "").startswith("fp8") else wanted.dtype,
+        concurrency=concurrency,
+    )
+    return get_engine(engine).planned(wanted, planned)
 
 
 def choose_gpu(device: str, wanted: str, detected: Sequence[DetectedGpu]) -> tuple[Gpu | None, int | None]:
@@ -64,7 +98,7 @@ def gate(
         model = load_architecture(config)
     except UserError as error:
         return GateResult(skipped=f"this model cannot be planned ({error.found})")
-    plan_settings = _plan_settings(engine, version, settings)
+    plan_settings = settings_from_engine(settings, engine, Version.parse(version))
     if gpu.vendor == "cpu" and plan_settings.available_kv_gib is None:
         return GateResult(skipped="engine_cpu_kv_cache_gib is not set, so the KV cache takes what the engine thinks fit")
     findings = check_plan(model, gpu, plan_settings, host_gpus=host_gpus, ladder=ladder)
@@ -98,19 +132,14 @@ def planned_facts(plan: Plan) -> dict[str, Any]:
 
 
 def drift(
-    engine: str,
-    version: str,
-    settings: EngineSettings,
-    config: Mapping[str, Any],
-    gpu: Gpu,
-    capacity: Mapping[str, Any],
+    engine: str, version: str, settings: EngineSettings, config: Mapping[str, Any], gpu: Gpu, capacity: Mapping[str, Any]
 ) -> CapacityFacts | None:
     """The engine's own figures beside the plan; ``None`` where it printed none."""
     known = {k: v for k, v in capacity.items() if k in EngineCapacity.__dataclass_fields__ and v is not None}
     if not known:
         return None
     model: ModelArchitecture = load_architecture(config)
-    plan = plan_capacity(model, gpu, _plan_settings(engine, version, settings))
+    plan = plan_capacity(model, gpu, settings_from_engine(settings, engine, Version.parse(version)))
     return compare_with_engine(plan, EngineCapacity(**known))
 
 
@@ -119,5 +148,28 @@ def drift_facts(facts: CapacityFacts) -> dict[str, Any]:
     return dict(to_jsonable(facts))
 
 
-def _plan_settings(engine: str, version: str, settings: EngineSettings) -> PlanSettings:
-    return settings_from_engine(settings, engine, Version.parse(version))
+def answer_gate(result: GateResult, policy: str, host_gpus: int | None) -> Answer:
+    """Before the start: every refusal with the nearest plans that fit. With policy ``warn`` refusals are warnings."""
+    if result.plan is None:
+        return Answer(skipped=result.skipped or "nothing to plan")
+    facts = planned_facts(result.plan)
+    warnings = tuple(f"capacity: {f}" for f in result.findings if f.severity == "warn" or policy == "warn")
+    if not result.refusals or policy != "fail":
+        return Answer(facts, warnings=warnings)
+    near = advice(result, host_gpus)
+    refused = "\n".join(map(str, result.refusals)) + (f" | nearest plans that fit: {near}" if near else "")
+    return Answer(facts, refused=refused, warnings=warnings)
+
+
+def answer_drift(found: CapacityFacts | None, policy: str) -> Answer:
+    """After the start: the engine's own figures beside the plan. A drift beyond the tolerance is refused or a warning."""
+    if found is None:
+        return Answer(skipped="the engine printed no capacity figures")
+    facts = drift_facts(found)
+    if not found.exact or found.predicted.get("agrees") is not False:
+        return Answer(facts)
+    text = (
+        f"found: the engine's capacity is {100 * (found.drift or 0):+.1f}% off the plan: engine {found.engine.get('sum')} | "
+        f"required: within {100 * found.predicted['tolerance']:.0f}% of the plan: {found.predicted.get('sum')} | fix: {_FIX_DRIFT}"
+    )
+    return Answer(facts, refused=text) if policy == "fail" else Answer(facts, warnings=(text,))

@@ -10,7 +10,7 @@ from ..engines.sizing import LONGEST_TOKENS, PlanSettings, check_settings, kv_sp
 from ..models.architecture import ModelArchitecture
 from ..physics.hardware import GIB, Gpu
 from .findings import UNPLANNABLE, structural_findings
-from .plan import Plan, plan_capacity
+from .plan import Plan, most, plan_capacity
 
 
 def max_context(
@@ -18,9 +18,19 @@ def max_context(
 ) -> int:
     """The largest context at which ``concurrency`` requests hold at once, capped by the model's positions; 0 if none."""
     check_settings(settings)
-    if any(f.code in UNPLANNABLE for f in structural_findings(model, gpu, settings, host_gpus) if f.severity == "refuse"):
+    if any(f.code in UNPLANNABLE for f in structural_findings(model, gpu, settings, host_gpus)):
         return 0
-    return _max_context(model, gpu, settings, concurrency)
+    stages = get_engine(settings.engine).stages(model, settings)
+
+    def holds(tokens: int) -> bool:
+        sizing = sizing_of(model, gpu, replace(settings, context_tokens=tokens), stages)
+        available = sizing.available()[1]
+        if available <= 0 or sizing.at_once(available, tokens) < concurrency:
+            return False
+        room = sizing.fixed_room()
+        return room is None or sum(b for _, b in sizing.fixed_costs(sizing.pool(available))) <= room
+
+    return most(holds, model.max_positions or LONGEST_TOKENS)
 
 
 def nearest_plans(
@@ -46,28 +56,6 @@ def nearest_plans(
         if plan.fits:
             found.append((f"context {shorter:,}", plan))
     return tuple(found)
-
-
-def _max_context(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, concurrency: float) -> int:
-    top = model.max_positions or LONGEST_TOKENS
-    stages = get_engine(s.engine).stages(model, s)
-
-    def holds(tokens: int) -> bool:
-        sizing = sizing_of(model, gpu, replace(s, context_tokens=tokens), stages)
-        available = sizing.available()[1]
-        if available <= 0 or sizing.at_once(available, tokens) < concurrency:
-            return False
-        room = sizing.fixed_room()
-        return room is None or sum(b for _, b in sizing.fixed_costs(sizing.pool(available))) <= room
-
-    low, high = 0, top
-    while low < high:
-        middle = (low + high + 1) // 2
-        if holds(middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _possible_changes(
@@ -116,4 +104,4 @@ def _moved(model: ModelArchitecture, old: PlanSettings, new: PlanSettings) -> Pl
     stages = get_engine(old.engine).stages
     freed = max(x.weights_bytes for x in stages(model, old)) - max(x.weights_bytes for x in stages(model, new))
     gib = old.available_kv_gib + freed / GIB
-    return replace(new, available_kv_gib=gib) if gib > 0 else replace(new, available_kv_gib=None)
+    return replace(new, available_kv_gib=gib if gib > 0 else None)

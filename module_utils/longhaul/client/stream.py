@@ -95,14 +95,7 @@ class StreamClient:
         return exchange
 
     async def _attempt(
-        self,
-        exchange: Exchange,
-        path: str,
-        parts: Sequence[Buffer],
-        *,
-        parser: EventParser,
-        timeouts: Timeouts,
-        fresh: bool,
+        self, exchange: Exchange, path: str, parts: Sequence[Buffer], *, parser: EventParser, timeouts: Timeouts, fresh: bool
     ) -> bool:
         """Try once. Return False where the server had closed a reused connection before it took the request."""
         begun = time.perf_counter()

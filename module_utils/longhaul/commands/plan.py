@@ -202,10 +202,7 @@ def _table(plan: Plan) -> list[str]:
     s = plan.settings
     around = "" if plan.exact else f" (estimated, +- {plan.available_kv_margin_bytes / GIB:.1f} GiB)"
     rows = [
-        (
-            "model",
-            f"{plan.model.name}: {_parameters(plan) / 1e9:.2f}e9 parameters",
-        ),
+        ("model", f"{plan.model.name}: {_parameters(plan) / 1e9:.2f}e9 parameters"),
         ("on", f"{s.gpus} x {plan.gpu.name}, TP{s.tensor_parallel} x PP{s.pipeline_parallel}, {s.engine} {s.release}"),
     ]
     if plan.steps:

@@ -140,7 +140,7 @@ class SizeSettings:
 class EngineSettings(SizeSettings):
     """What the operator wants of one endpoint, in engine-neutral terms.
 
-    Of these, the plan takes device, dtype, quantization, cpu_kv_cache_gib and extra_env in terms of its own (capacity/settings.py).
+    Of these, the plan takes device, dtype, quantization, cpu_kv_cache_gib and extra_env in terms of its own (capacity/gate.py).
     """
 
     model_path: str = field(

@@ -67,12 +67,7 @@ class PromptFactory:
         self._chat = chat
 
     def prompt(
-        self,
-        input_tokens: int,
-        *,
-        seed_key: str,
-        needles: NeedlePlan | None = None,
-        prefix_ids: Sequence[int] = (),
+        self, input_tokens: int, *, seed_key: str, needles: NeedlePlan | None = None, prefix_ids: Sequence[int] = ()
     ) -> Prompt:
         """Make a prompt of exactly ``input_tokens`` ids. ``prefix_ids`` come first (a BOS token, say), before everything else.
 

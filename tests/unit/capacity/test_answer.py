@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from longhaul.capacity.answer import answer_drift, answer_gate
-from longhaul.capacity.gate import drift, gate
+from longhaul.capacity.gate import answer_drift, answer_gate, drift, gate
 from longhaul.engines.settings import EngineSettings
 from longhaul.physics.hardware import get_gpu
 from longhaul.results import CapacityFacts

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longhaul.capacity.drift import compare_with_engine
+from longhaul.capacity.gate import settings_from_engine
 from longhaul.capacity.plan import check_plan, needed_kv_bytes, plan_capacity, requests_that_fit
 from longhaul.capacity.search import max_context, nearest_plans
-from longhaul.capacity.settings import settings_from_engine
 from longhaul.engines.base import EngineCapacity
 from longhaul.engines.registry import get_engine
 from longhaul.engines.settings import EngineSettings

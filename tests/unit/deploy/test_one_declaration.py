@@ -28,7 +28,7 @@ from longhaul.deploy.compare_sets import KNOWN, side
 from longhaul.deploy.engine_variables import inputs, setting_options, unknown_variables
 from longhaul.deploy.preflight import check_engine
 from longhaul.deploy.spec import render_spec
-from longhaul.capacity.settings import settings_from_engine
+from longhaul.capacity.gate import settings_from_engine
 from longhaul.engines.settings import settings_from
 from longhaul.errors import UserError
 from longhaul.version import Version
