@@ -98,22 +98,14 @@ def axis_for(values: Sequence[float], text: Callable[[float], str], log_from: fl
     return linear_axis(max(positive, default=1.0) * 1.06, text)
 
 
-def plot(
-    series: Sequence[Series],
-    *,
-    describe: str,
-    x_title: str,
-    y_text: Callable[[float], str],
-    x_text: Callable[[float], str] = short_count,
-) -> str:
+def plot(series: Sequence[Series], *, describe: str, x_title: str, y_text: Callable[[float], str]) -> str:
     """A line plot; an empty string when there is nothing to draw. Void marks never stretch the axes: they are put on the edge."""
-    solid = [m for s in series for m in s.marks if m.kind != "void"]
-    every = [m for s in series for m in s.marks]
-    if not every or not any(s.marks for s in series if not s.computed):
+    if not any(s.marks for s in series if not s.computed):
         return ""
-    basis = solid or every
-    heights = [v for m in basis for v in (m.y, m.low, m.high) if v is not None]
-    x_axis = axis_for([m.x for m in every], x_text, 8)
+    every = [m for s in series for m in s.marks]
+    solid = [m for m in every if m.kind != "void"] or every
+    heights = [v for m in solid for v in (m.y, m.low, m.high) if v is not None]
+    x_axis = axis_for([m.x for m in every], short_count, 8)
     y_axis = axis_for(heights, y_text, 15)
     inner_w, inner_h = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
@@ -138,17 +130,17 @@ def plot(
             out.append(f'<text class="tick" x="{_n(x)}" y="{base + 18}" text-anchor="middle">{esc(text)}</text>')
             last = x
     out.append(f'<text class="title" x="{LEFT + inner_w / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{esc(x_title)}</text>')
-    out += [_series(one, px, py) for one in series]
-    out.append("</svg>")
-    return "".join(out)
+    return "".join([*out, *(_series(one, px, py) for one in series), "</svg>"])
 
 
 def _series(series: Series, px: Callable[[float], float], py: Callable[[float], float]) -> str:
     marks = sorted(series.marks, key=lambda m: m.x)
     joined = [m for m in marks if m.kind in ("pass", "fail")]
     path = " ".join(f"{_n(px(m.x))},{_n(py(m.y))}" for m in joined)
-    if series.computed:
-        return f'<polyline class="computed k{series.index}" points="{path}"/>' if len(joined) > 1 else _short(joined, px, py)
+    if series.computed and len(joined) > 1:
+        return f'<polyline class="computed k{series.index}" points="{path}"/>'
+    if series.computed:  # at one length only: a short dash
+        return "".join(f'<path class="computed" d="M{_n(px(m.x) - 14)} {_n(py(m.y))}h28"/>' for m in joined)
     out = [f'<g class="k{series.index}">']
     taken: list[tuple[float, float]] = []
     if len(joined) > 1:
@@ -163,28 +155,20 @@ def _series(series: Series, px: Callable[[float], float], py: Callable[[float], 
                     f'<path class="whisker" d="M{_n(x)} {_n(low)}V{_n(high)}M{_n(x - 4)} {_n(low)}h8M{_n(x - 4)} {_n(high)}h8"/>'
                 )
         out.append(shape(mark.kind, series.index, x, y))
-        label = None if mark.kind == "void" else _label(mark, x, y, taken, mark is marks[-1])
-        if label:
-            out.append(label)
+        out.append("" if mark.kind == "void" else _label(mark, x, y, taken, mark is marks[-1]))
         out.append("</g>")
-    out.append("</g>")
-    return "".join(out)
+    return "".join([*out, "</g>"])
 
 
-def _label(mark: Mark, x: float, y: float, taken: list[tuple[float, float]], last: bool) -> str | None:
+def _label(mark: Mark, x: float, y: float, taken: list[tuple[float, float]], last: bool) -> str:
     """The value beside a mark, unless it would cover another one. On a phone only the last one is shown (class ``opt``)."""
     if not mark.label or (not last and any(abs(x - tx) < 50 and abs(y - ty) < 15 for tx, ty in taken)):
-        return None
+        return ""
     taken.append((x, y))
     anchor, shift = ("start", 8) if x < LEFT + 34 else ("end", 9)
     kind = "value" if last else "value opt"
     lift = y - 10 if anchor == "end" else y + 4 if y < TOP + 20 else y - 11
     return f'<text class="{kind}" x="{_n(x + shift)}" y="{_n(lift)}" text-anchor="{anchor}">{esc(mark.label)}</text>'
-
-
-def _short(marks: Sequence[Mark], px: Callable[[float], float], py: Callable[[float], float]) -> str:
-    """A computed value at one length only: a short dash."""
-    return "".join(f'<path class="computed" d="M{_n(px(m.x) - 14)} {_n(py(m.y))}h28"/>' for m in marks)
 
 
 def shape(kind: str, index: int, x: float, y: float, size: float = 4.6) -> str:

@@ -37,11 +37,11 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: max(width - 1, 0)] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def fit(header: Sequence[str], rows: Sequence[Sequence[str]], shrink: Sequence[int], width: int = WIDTH) -> list[int]:
-    """Column widths that keep the table within ``width``: columns named in ``shrink`` give way first, the widest
+def fit(header: Sequence[str], rows: Sequence[Sequence[str]], shrink: Sequence[int]) -> list[int]:
+    """Column widths that keep the table within 100 characters: columns named in ``shrink`` give way first, the widest
     of them first, down to 6 characters; then the widest of all."""
     widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
-    while sum(widths) + len(_GAP) * (len(widths) - 1) > width:
+    while sum(widths) + len(_GAP) * (len(widths) - 1) > WIDTH:
         widest = max(shrink, key=lambda i: widths[i])
         if widths[widest] <= 6:
             widest = max(range(len(widths)), key=lambda i: widths[i])

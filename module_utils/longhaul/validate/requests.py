@@ -183,15 +183,14 @@ async def align_text(maker: RequestMaker, send: Callable[[Job, Point], Awaitable
             return
         record = await send(await maker.job(point, f"align/{attempt}"), point)
         if record.prompt_tokens is None:
-            words = record.error or "no usage"
-            reporter.say("align", f"the server's count is not known ({words}): text lengths are our own count")
+            why = record.error or "no usage"
+            reporter.say("align", f"the server's count is not known ({why}): text lengths are our own count")
             return
         error = record.prompt_tokens - record.input_tokens
         if error == 0:
             added = maker.text_overhead_tokens
-            reporter.say(
-                "align", f"text prompts are exact; the server counts {added} tokens more than the tokenizer and its chat template"
-            )
+            words = f"text prompts are exact; the server counts {added} tokens more than the tokenizer and its chat template"
+            reporter.say("align", words)
             return
         maker.text_overhead_tokens += error
     reporter.say("align", "text prompts cannot be aligned exactly to the server's count: see each point's token error")

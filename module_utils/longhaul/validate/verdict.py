@@ -8,6 +8,7 @@ Codes: ``request_failed``, ``server_dead``, ``server_restarted``, ``slo_missed``
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections import Counter
@@ -80,16 +81,9 @@ class PointEvidence:
     repetition_matters: str | None = None
 
 
-def _fail(code: str, text: str) -> Reason:
-    return Reason(Verdict.FAIL, code, text)
-
-
-def _invalid(code: str, text: str) -> Reason:
-    return Reason(Verdict.INVALID, code, text)
-
-
-def _inconclusive(code: str, text: str) -> Reason:
-    return Reason(Verdict.INCONCLUSIVE, code, text)
+_fail = functools.partial(Reason, Verdict.FAIL)
+_invalid = functools.partial(Reason, Verdict.INVALID)
+_inconclusive = functools.partial(Reason, Verdict.INCONCLUSIVE)
 
 
 def judge_point(evidence: PointEvidence) -> tuple[Verdict, tuple[Reason, ...]]:
