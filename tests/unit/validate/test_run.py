@@ -144,7 +144,7 @@ def test_a_killed_run_loses_nothing_it_measured(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from longhaul.validate.config import *; from longhaul.validate.run import validate\n"
         "validate(ValidateConfig(url=sys.argv[1], engine='vllm', host='h', out_dir=Path(sys.argv[2]), run_id='r', vocab_size=5000,\n"
-        " points=(Point(100, 4, 1), Point(5000, 4, 1)), warmup=False), lambda s: print(s.stage, s.done, flush=True))\n"
+        " points=(Point(100, 4, 1), Point(5000, 4, 1)), warmup=False), lambda s: print(s.stage, s.point_id, flush=True))\n"
     )
     with StandIn("--ttft", "0.02", "--gap", "0.002", "--stall-after", "1", "--fault-min-input", "1000") as server:
         env = os.environ | {"PYTHONPATH": str(ROOT / "module_utils")}
@@ -152,8 +152,8 @@ def test_a_killed_run_loses_nothing_it_measured(tmp_path: Path) -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
             assert process.stdout is not None
             for line in process.stdout:
-                if line.startswith("running"):
-                    break  # the second point is stalled now
+                if line.startswith("running in5000-"):
+                    break  # it is stalled now
             process.send_signal(signal.SIGKILL)
     records = read_records(tmp_path / "requests.jsonl")
     assert [(r.input_tokens, r.status) for r in records] == [(100, RequestStatus.OK)]
