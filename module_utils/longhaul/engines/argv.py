@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,17 +52,6 @@ def check_extra_args(settings: EngineSettings) -> None:
             )
         if name in ("--model", "--model-path", "--port", "--host"):
             raise UserError(f"{name} in extra_args", "one value for each option", "set it by its own setting")
-
-
-def refuse_first(faults: Iterable[UserError]) -> None:
-    """Raise the first of them, where there is one."""
-    for fault in faults:
-        raise fault
-
-
-def api_key_path(settings: EngineSettings) -> str | None:
-    """The key file, or ``None``; an empty string counts as none."""
-    return settings.api_key_file or None
 
 
 def refuse_others(engine: str, takes: Collection[str], settings: EngineSettings) -> None:

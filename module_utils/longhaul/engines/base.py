@@ -11,8 +11,7 @@ from ..models.architecture import ModelArchitecture
 from ..physics.hardware import Gpu
 from ..results import Counters
 from ..version import Version
-from .diagnosis import FailureMark, PhaseMark
-from .log import Note, Throughput
+from .diagnosis import FailureMark, Note, PhaseMark, Throughput
 from .settings import EngineSettings
 from .sizing import Change, PlanSettings, Sizing, Stage, cut_stages
 

@@ -1,4 +1,4 @@
-"""Why an engine did not start, or died: the phases and failures that its log names, read from the log alone.
+"""What an engine's log says: phases of a start, why it did not start or died, and what adapters tell of their statistics lines.
 
 An adapter brings its own marks; what lies below every engine (argparse, sockets, torch, NCCL, driver, hub, disk) is in
 ``COMMON_FAILURES``.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import Enum
 from typing import Protocol
 
@@ -60,15 +61,41 @@ class Diagnosis:
 class LogMarks(Protocol):
     """What an adapter knows of its engine's log, in the order in which it is looked for."""
 
-    @property
-    def phases(self) -> Sequence[PhaseMark]:
-        """The lines that open a phase of the start."""
-        ...
+    phases: Sequence[PhaseMark]
+    failures: Sequence[FailureMark]
 
-    @property
-    def failures(self) -> Sequence[FailureMark]:
-        """The lines that name a failure."""
-        ...
+
+def marks(needles: Sequence[str], cause: str, advice: str, *, wrapper: bool = False, explains: str = "") -> list[FailureMark]:
+    """The marks of several texts that name one cause."""
+    return [FailureMark(needle, cause, advice, wrapper, explains) for needle in needles]
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What the statistics lines say, and what they are worth.
+
+    vLLM books a whole prompt at the moment its first token arrives and divides by the log interval, so that
+    ``max_prompt_tokens_per_s`` x ``interval_s`` = ``booked_tokens`` is a prompt's length. ``prefill_at_least_s``: how long
+    the lines before it showed a running request without any prompt token booked; ``rate_at_most`` = booked_tokens over
+    that, an upper limit of the true prefill rate.
+    """
+
+    lines: int
+    max_prompt_tokens_per_s: float
+    interval_s: float
+    booked_tokens: int
+    prefill_at_least_s: float | None = None
+    rate_at_most: float | None = None
+    evidence: str = ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something a reader of this log should know. ``code`` is stable, ``text`` is for people."""
+
+    code: str
+    text: str
+    evidence: str = ""
 
 
 # What a logger puts before its message: process, level, time, source file.
@@ -77,6 +104,8 @@ _ERROR = re.compile(r"error|exception|killed|signal", re.IGNORECASE)
 _ROUTINE = re.compile(r"^(\(.*?pid=\d+\)\s*)?(WARNING|INFO|DEBUG)\b")
 # What the launcher (roles/engine/files/launch.py) writes before it becomes the engine: here a life of the server begins.
 LIFE = "longhaul: starting spec "
+# The RFC 3339 stamp of `docker logs --timestamps`.
+_DOCKER = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?)\d*(?:Z|[+-]\d\d:\d\d) ")
 _NOISE = re.compile(r"^\s*$|\x1b\[[0-9;]*m")
 _ACCESS = "accept the model's licence on the hub, check that the token file holds a token with read access, or use a local path"
 PATH_ADVICE = "check the model path on this host (and its mount in the container): the folder needs config.json and weights"
@@ -101,51 +130,35 @@ _DISK = "free space on the file system named in the line (model store, compile c
 _COMPILER = "install a C/C++ compiler and the Python headers on the host, or set enforce_eager to do without compiling"
 _HARDWARE = "look at `dmesg` for Xid and at `nvidia-smi -q -d ECC`; take the host out of service if it happens again"
 
+# fmt: off
 COMMON_FAILURES: tuple[FailureMark, ...] = (
     # argparse: printed last, exit code 2
-    FailureMark(
-        "unrecognized arguments",
-        "a flag is unknown to this engine version",
-        "remove the flag from extra_args, or choose an engine version that has it",
-    ),
+    FailureMark("unrecognized arguments", "a flag is unknown to this engine version",
+                "remove the flag from extra_args, or choose an engine version that has it"),
     FailureMark("error: argument ", "a flag has a value that this engine version refuses", "correct the value named in the line"),
     FailureMark("error: ambiguous option", "a flag is abbreviated ambiguously", "write the flag of extra_args in full"),
     # sockets
-    FailureMark(
-        "[Errno 98]",
-        "the port is in use",
-        "stop the process that holds it (`ss -ltnp`), or choose another port",
-    ),
+    FailureMark("[Errno 98]", "the port is in use", "stop the process that holds it (`ss -ltnp`), or choose another port"),
     # torch, CUDA
-    FailureMark("torch.OutOfMemoryError", "the GPU ran out of memory", _OOM),
-    FailureMark("torch.cuda.OutOfMemoryError", "the GPU ran out of memory", _OOM),
-    FailureMark("CUDA out of memory", "the GPU ran out of memory", _OOM),
-    FailureMark("HIP out of memory", "the GPU ran out of memory", _OOM),
-    FailureMark("CUDA error: out of memory", "the GPU ran out of memory", _OOM),
+    *marks(("torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError", "CUDA out of memory", "HIP out of memory", "CUDA error: out of memory"),
+           "the GPU ran out of memory", _OOM),
     FailureMark("DefaultCPUAllocator: can't allocate memory", "the host ran out of memory", _RAM),
-    FailureMark("(exit code: -9)", "a process was killed, most likely by the kernel because the host ran out of memory", _RAM),
-    FailureMark("with exit code -9", "a process was killed, most likely by the kernel because the host ran out of memory", _RAM),
+    *marks(("(exit code: -9)", "with exit code -9"),
+           "a process was killed, most likely by the kernel because the host ran out of memory", _RAM),
     FailureMark("uncorrectable ECC error", "the GPU's memory is faulty", _HARDWARE),
-    FailureMark("an illegal memory access was encountered", "a GPU kernel failed", _HARDWARE),
-    FailureMark("CUDA error: unspecified launch failure", "a GPU kernel failed", _HARDWARE),
-    FailureMark(
-        "Bus error", "shared memory or a memory-mapped file failed", "raise shm_size; then check the disk of the model store"
-    ),
-    FailureMark("No CUDA GPUs are available", "no GPU is visible to the engine", DRIVER_ADVICE),
-    FailureMark("Found no NVIDIA driver on your system", "no GPU is visible to the engine", DRIVER_ADVICE),
-    FailureMark("CUDA driver version is insufficient", "the NVIDIA driver is too old for this engine's CUDA", DRIVER_ADVICE),
-    FailureMark(
-        "The NVIDIA driver on your system is too old", "the NVIDIA driver is too old for this engine's CUDA", DRIVER_ADVICE
-    ),
-    FailureMark(
-        "system not yet initialized", "the fabric manager is not running", "start nvidia-fabricmanager of the driver's version"
-    ),
+    *marks(("an illegal memory access was encountered", "CUDA error: unspecified launch failure"), "a GPU kernel failed",
+           _HARDWARE),
+    FailureMark("Bus error", "shared memory or a memory-mapped file failed",
+                "raise shm_size; then check the disk of the model store"),
+    *marks(("No CUDA GPUs are available", "Found no NVIDIA driver on your system"), "no GPU is visible to the engine",
+           DRIVER_ADVICE),
+    *marks(("CUDA driver version is insufficient", "The NVIDIA driver on your system is too old"),
+           "the NVIDIA driver is too old for this engine's CUDA", DRIVER_ADVICE),
+    FailureMark("system not yet initialized", "the fabric manager is not running",
+                "start nvidia-fabricmanager of the driver's version"),
     FailureMark("libcuda.so.1: cannot open shared object file", "the NVIDIA driver is not visible to the engine", DRIVER_ADVICE),
-    FailureMark(
-        "no kernel image is available for execution on the device",
-        "this engine build has no kernels for this GPU",
-        "choose an engine version or image that supports the GPU's generation",
-    ),
+    FailureMark("no kernel image is available for execution on the device", "this engine build has no kernels for this GPU",
+                "choose an engine version or image that supports the GPU's generation"),
     FailureMark("No working C++ compiler found", "torch.compile found no C++ compiler", _COMPILER),
     FailureMark("Failed to find C compiler", "Triton found no C compiler", _COMPILER),
     FailureMark("Python.h: No such file or directory", "torch.compile found no Python headers", _COMPILER),
@@ -153,59 +166,34 @@ COMMON_FAILURES: tuple[FailureMark, ...] = (
     FailureMark("MiB free. Increase /dev/shm", "the engine found too little shared memory", _SHM),
     # NCCL. PyTorch prints its last words ("Last error:", ncclGetLastError) below the general ones. Those for the GPU's memory are
     # in NCCL's alloc.h ("calloc", "calloc async", "malloc") and checks.h (with the number or without it, by release).
-    FailureMark(
-        "Error while creating shared memory segment /dev/shm/nccl-",
-        "NCCL found too little shared memory",
-        _NCCL,
-        explains=_NCCL_FAILED,
-    ),
-    FailureMark("Failed to CUDA calloc", _NCCL_FULL, _NCCL_ROOM, explains=_NCCL_FAILED),
-    FailureMark("Failed to CUDA malloc", _NCCL_FULL, _NCCL_ROOM, explains=_NCCL_FAILED),
-    FailureMark("Cuda failure 2 'out of memory'", _NCCL_FULL, _NCCL_ROOM, explains=_NCCL_FAILED),
-    FailureMark("Cuda failure 'out of memory'", _NCCL_FULL, _NCCL_ROOM, explains=_NCCL_FAILED),
-    FailureMark("NCCL error", _NCCL_FAILED, _NCCL),
-    FailureMark("ncclUnhandledCudaError", _NCCL_FAILED, _NCCL),
-    FailureMark("ncclSystemError", _NCCL_FAILED, _NCCL),
+    FailureMark("Error while creating shared memory segment /dev/shm/nccl-", "NCCL found too little shared memory", _NCCL,
+                explains=_NCCL_FAILED),
+    *marks(("Failed to CUDA calloc", "Failed to CUDA malloc", "Cuda failure 2 'out of memory'", "Cuda failure 'out of memory'"),
+           _NCCL_FULL, _NCCL_ROOM, explains=_NCCL_FAILED),
+    *marks(("NCCL error", "ncclUnhandledCudaError", "ncclSystemError"), _NCCL_FAILED, _NCCL),
     # hub and files
-    FailureMark("Cannot access gated repo", "the model is gated and the token has no access", _ACCESS),
-    FailureMark("GatedRepoError", "the model is gated and the token has no access", _ACCESS),
-    FailureMark("is restricted. You must", "the model is gated and the token has no access", _ACCESS),
+    *marks(("Cannot access gated repo", "GatedRepoError", "is restricted. You must"),
+           "the model is gated and the token has no access", _ACCESS),
     FailureMark("RepositoryNotFoundError", "the hub does not know the model, or not for this token", _ACCESS),
-    FailureMark("Invalid username or password", "the hub refused the token", _ACCESS),
-    FailureMark("401 Client Error", "the hub refused the token", _ACCESS),
+    *marks(("Invalid username or password", "401 Client Error"), "the hub refused the token", _ACCESS),
     FailureMark("is not a local folder and is not a valid model identifier", "the model path does not exist", PATH_ADVICE),
     FailureMark("HFValidationError", "the model path does not exist on this host", PATH_ADVICE),
     FailureMark("does not appear to have a file named", "the model folder is incomplete", PATH_ADVICE),
     FailureMark("LocalEntryNotFoundError", "the model is not on this host and the hub cannot be reached", PATH_ADVICE),
-    FailureMark(
-        "couldn't connect to 'https://huggingface.co'",
-        "the hub cannot be reached",
-        "copy the model first, or set a proxy or HF_ENDPOINT",
-    ),
-    FailureMark(
-        "Error while deserializing header",
-        "a weight file is damaged or incomplete",
-        "remove that file and fetch the model again; compare sizes with the source",
-    ),
-    FailureMark(
-        "does not recognize this architecture",
-        "the engine's transformers is older than the model",
-        "choose a newer engine version",
-    ),
-    FailureMark(
-        "contains custom code which must be executed",
-        "the model brings its own code, which is not allowed by default",
-        "read that code, then add --trust-remote-code to extra_args",
-    ),
-    FailureMark("[Errno 28]", "a disk is full", _DISK),
-    FailureMark("No space left on device", "a disk is full", _DISK),
+    FailureMark("couldn't connect to 'https://huggingface.co'", "the hub cannot be reached",
+                "copy the model first, or set a proxy or HF_ENDPOINT"),
+    FailureMark("Error while deserializing header", "a weight file is damaged or incomplete",
+                "remove that file and fetch the model again; compare sizes with the source"),
+    FailureMark("does not recognize this architecture", "the engine's transformers is older than the model",
+                "choose a newer engine version"),
+    FailureMark("contains custom code which must be executed", "the model brings its own code, which is not allowed by default",
+                "read that code, then add --trust-remote-code to extra_args"),
+    *marks(("[Errno 28]", "No space left on device"), "a disk is full", _DISK),
     FailureMark("[Errno 13]", "the engine may not read or write a file", "give the engine's user access to the path in the line"),
-    FailureMark(
-        "version `GLIBC_",
-        "the engine needs a newer C library than this host has",
-        "use the docker runtime, or an older engine version",
-    ),
+    FailureMark("version `GLIBC_", "the engine needs a newer C library than this host has",
+                "use the docker runtime, or an older engine version"),
 )
+# fmt: on
 
 
 def phase_of(line: str, phases: Sequence[PhaseMark]) -> Phase | None:
@@ -310,3 +298,24 @@ def unnamed(lines: list[str], phase: Phase, cause: str) -> Diagnosis:
 def last_lines(lines: list[str], count: int = 15) -> tuple[str, ...]:
     """The last lines that say something."""
     return tuple(x for x in lines if not _NOISE.fullmatch(x))[-count:]
+
+
+def stamp_s(line: str, own: re.Pattern[str], year: str = "") -> float | None:
+    """Seconds of a line's time stamp on an arbitrary scale, or ``None``.
+
+    ``own``: the engine's stamp, date and time as its first group; ``year`` is put before it where the engine writes none. The
+    RFC 3339 stamp that ``docker logs --timestamps`` puts in front wins.
+    """
+    if found := _DOCKER.match(line):
+        return _seconds(found[1].replace("T", " "))
+    if found := own.search(line[:200]):
+        return _seconds(year + found[1].replace(",", "."))
+    return None
+
+
+def _seconds(text: str) -> float | None:
+    form = "%Y-%m-%d %H:%M:%S.%f" if "." in text else "%Y-%m-%d %H:%M:%S"
+    try:
+        return (datetime.strptime(text, form) - datetime(2000, 1, 1)).total_seconds()  # differences only: no zone
+    except ValueError:
+        return None

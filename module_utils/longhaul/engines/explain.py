@@ -1,6 +1,6 @@
 """What an engine's log says: the phases of the start with seconds, capacity, failures, and what its figures do not mean.
 
-Nothing here is a measurement. The log's throughput figures in particular are bookings (see ``log.Throughput``), and
+Nothing here is a measurement. The log's throughput figures in particular are bookings (see ``diagnosis.Throughput``), and
 :func:`explain` says so with the numbers of the log at hand.
 """
 
@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .base import EngineAdapter, EngineCapacity
-from .diagnosis import Diagnosis, Phase, diagnose, phase_of
-from .log import Note, Throughput
+from .diagnosis import Diagnosis, Note, Phase, Throughput, diagnose, phase_of
 from .registry import ENGINES
 
 

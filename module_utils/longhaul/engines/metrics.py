@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..results import Counters
-from .base import MetricNames, ServerInfo
+from .base import MetricNames
 
 
 @lru_cache(maxsize=8)
@@ -68,9 +68,3 @@ def parse_models(answer: Any) -> list[tuple[str, int | None]]:
             length = card.get("max_model_len")
             out.append((card["id"], length if isinstance(length, int) else None))
     return out
-
-
-def parse_version(answer: Any) -> ServerInfo:
-    """``/version`` -> the version, where the answer holds one."""
-    version = answer.get("version") if isinstance(answer, Mapping) else None
-    return ServerInfo() if version is None else ServerInfo(str(version), details={"version": version})

@@ -8,32 +8,26 @@ from typing import Any
 
 from ..version import Version
 from .base import BodyTemplate, EngineAdapter, HttpRequest, ServerInfo, StreamEvent, Usage
-from .metrics import parse_version
-
-
-def openai_usage(usage: Mapping[str, Any]) -> Usage:
-    """``usage`` of the OpenAI routes; ``cached_tokens`` is ``None`` where the server says nothing."""
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
-    return Usage(usage.get("prompt_tokens"), usage.get("completion_tokens"), cached)
 
 
 def openai_event(event: Mapping[str, Any]) -> StreamEvent:
-    """One SSE payload of ``/v1/completions`` or ``/v1/chat/completions``."""
+    """One SSE payload of ``/v1/completions`` or ``/v1/chat/completions``, or an error of any known shape."""
+    if event.get("error") is not None or event.get("object") == "error":
+        return StreamEvent(error=message_of(event) or json.dumps(event)[:400])
     choices = event.get("choices")
     first: Mapping[str, Any] = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
     delta = first.get("delta")
     text = first.get("text")
     if text is None and isinstance(delta, Mapping):
         text = delta.get("content")
-    usage = event.get("usage")
+    told, usage = event.get("usage"), None
+    if isinstance(told, Mapping):
+        details = told.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+        usage = Usage(told.get("prompt_tokens"), told.get("completion_tokens"), cached)
     reason = first.get("finish_reason")
-    return StreamEvent(
-        text=str(text or ""),
-        usage=openai_usage(usage) if isinstance(usage, Mapping) else None,
-        finish_reason=None if reason is None else str(reason),
-        token=_carries_token(first, has_usage=isinstance(usage, Mapping)),
-    )
+    token = _carries_token(first, has_usage=usage is not None)
+    return StreamEvent(str(text or ""), usage, None if reason is None else str(reason), token=token)
 
 
 def _carries_token(choice: Mapping[str, Any], *, has_usage: bool) -> bool:
@@ -66,15 +60,6 @@ def message_of(data: object) -> str | None:
                 return f"{'.'.join(map(str, place))}: {inner}"
             return inner
     return None
-
-
-def error_message(status: int, body: bytes) -> str:
-    """The server's own words in an HTTP error body; else the start of the body; else the status. Never empty."""
-    try:
-        data: object = json.loads(body)
-    except ValueError:
-        data = None
-    return message_of(data) or body[:400].decode("utf-8", "replace").strip() or f"HTTP {status} with an empty body"
 
 
 class OpenAiEngine(EngineAdapter):
@@ -135,14 +120,17 @@ class OpenAiEngine(EngineAdapter):
 
     def parse_event(self, event: Mapping[str, Any], text_so_far: str) -> StreamEvent:
         """One SSE payload of ``/v1/completions`` or ``/v1/chat/completions``; texts come as pieces."""
-        if event.get("error") is not None or event.get("object") == "error":
-            return StreamEvent(error=message_of(event) or json.dumps(event)[:400])
         return openai_event(event)
 
     def error_message(self, status: int, body: bytes) -> str:
-        """The server's own words in an HTTP error body; never empty."""
-        return error_message(status, body)
+        """The server's own words in an HTTP error body; else the start of the body; else the status. Never empty."""
+        try:
+            data: object = json.loads(body)
+        except ValueError:
+            data = None
+        return message_of(data) or body[:400].decode("utf-8", "replace").strip() or f"HTTP {status} with an empty body"
 
     def parse_info(self, answer: Any) -> ServerInfo:
-        """``/version``."""
-        return parse_version(answer)
+        """``/version`` -> the version, where the answer holds one."""
+        version = answer.get("version") if isinstance(answer, Mapping) else None
+        return ServerInfo() if version is None else ServerInfo(str(version), details={"version": version})

@@ -16,7 +16,7 @@ from ..errors import Finding, UserError
 from ..models.architecture import AttentionKind, ModelArchitecture
 from ..physics.hardware import GIB, Gpu
 from ..version import Version
-from .block_size import check_one_token
+from .rules import least_faults, refuse_first
 from .settings import SizeSettings
 
 # Engines print memory with two decimals: the true figure is at most half of the last one away.
@@ -100,7 +100,7 @@ def check_settings(s: PlanSettings) -> None:
     for label, value in numbers.items():
         if value is not None and value < 1:
             raise UserError(f"{label} {value}", "a whole number of at least 1", f"give a positive {label}")
-    check_one_token(s.block_size_tokens)
+    refuse_first(least_faults(s.block_size_tokens))
     if s.available_kv_gib is not None and not 0 < s.available_kv_gib < 1 << 20:
         raise UserError(f"available KV memory of {s.available_kv_gib} GiB", "a positive size in GiB", "take it from the log")
     if s.gpu_memory_utilization is not None and not 0 < s.gpu_memory_utilization <= 1:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from longhaul.engines.base import ServerInfo
-from longhaul.engines.metrics import has_counters, parse_counters, parse_models, parse_version
+from longhaul.engines.metrics import has_counters, parse_counters, parse_models
 from longhaul.engines.registry import get_engine
 
 VLLM_PAGE = b"""# HELP vllm:prompt_tokens_total Number of prefill tokens processed.
@@ -48,4 +48,4 @@ def test_models_answer_of_any_shape() -> None:
 
 @pytest.mark.parametrize(("answer", "found"), [({"version": "0.32.0"}, "0.32.0"), ({}, None), (["0.32.0"], None), (None, None)])
 def test_a_version_is_read_where_there_is_one(answer: Any, found: str | None) -> None:
-    assert parse_version(answer) == (ServerInfo(found, details={"version": found}) if found else ServerInfo())
+    assert get_engine("vllm").parse_info(answer) == (ServerInfo(found, details={"version": found}) if found else ServerInfo())

@@ -9,25 +9,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ...errors import Finding, UserError
-from ...models.architecture import ModelArchitecture
-from ...physics.hardware import Gpu
-from ...results import Counters
+from ...errors import UserError
 from ...version import Version
-from ..argv import ALWAYS, Flag, api_key_path, check_extra_args, refuse_first, refuse_others
-from ..base import BodyTemplate, EngineCapacity, HttpRequest, Launch, MetricNames, ServerInfo, StreamEvent, Usage
+from ..argv import ALWAYS, Flag, check_extra_args, refuse_others
+from ..base import BodyTemplate, EngineCapacity, HttpRequest, Launch, MetricNames, StreamEvent, Usage
 from ..diagnosis import COMMON_FAILURES
-from ..log import Note, Throughput
 from ..openai import OpenAiEngine, message_of, openai_event
+from ..rules import Row, refuse_first
 from ..settings import EngineSettings
-from ..sizing import Change, PlanSettings, Sizing, Stage
-from ..versions import Row
-from . import advice, log
-from .load import INFO_PATHS, LOAD_PATHS, parse_info, parse_loads
+from ..sizing import PlanSettings
+from . import advice, load, log
 from .rules import VERIFIED, block_faults
 from .sizing import default_max_running_requests, sglang_sizing, stage_layers
 
@@ -120,11 +115,20 @@ class SGLang(OpenAiEngine):
     failures = (*log.ENGINE_FAILURES, *COMMON_FAILURES)
     log_opening = log.OPENING
     log_signatures = log.SIGNATURES
+    capacity_from_log = staticmethod(log.capacity_from_log)
+    stamp_s = staticmethod(log.stamp_s)
+    explain_log = staticmethod(log.explain_log)
     metrics = METRICS
-    info_paths = INFO_PATHS
-    load_paths = LOAD_PATHS
+    info_paths = load.INFO_PATHS
+    parse_info = staticmethod(load.parse_info)
+    load_paths = load.LOAD_PATHS
+    parse_load = staticmethod(load.parse_loads)
     counters_advice = "start SGLang with --enable-metrics"
     takes = READS | {flag.setting for flag in FLAGS}
+    stage_layers = staticmethod(stage_layers)
+    sizing = staticmethod(sglang_sizing)
+    findings = staticmethod(advice.findings)
+    changes = staticmethod(advice.changes)
 
     def launch(self, settings: EngineSettings, version: Version) -> Launch:
         """Settings -> argv (after the python executable) and environment for that version.
@@ -149,7 +153,7 @@ class SGLang(OpenAiEngine):
         chunk, fa3 = s.max_num_batched_tokens, s.attention_backend == "fa3"
         refuse_first(block_faults(version, s.block_size_tokens, prefill_chunk=chunk, fa3=fa3))
         requests = s.max_num_seqs or default_max_running_requests(s.context_tokens)
-        key = api_key_path(s)
+        key = s.api_key_file
         argv = ["-c", KEY_LAUNCHER] if key else ["-m", "sglang.launch_server"]
         argv += ["--model-path", s.model_path, "--served-model-name", s.served_model_name]
         argv += ["--host", s.host, "--port", str(s.port), "--context-length", str(s.context_tokens)]
@@ -193,10 +197,8 @@ class SGLang(OpenAiEngine):
 
     def parse_event(self, event: Mapping[str, Any], text_so_far: str) -> StreamEvent:
         """One SSE payload of ``/generate`` (its text is cumulative) or of the OpenAI routes (pieces)."""
-        if event.get("error") is not None or event.get("object") == "error":
-            return StreamEvent(error=message_of(event) or json.dumps(event)[:400])
         meta = event.get("meta_info")
-        if not isinstance(meta, Mapping):
+        if not isinstance(meta, Mapping) or event.get("error") is not None or event.get("object") == "error":
             return openai_event(event)
         text = str(event.get("text") or "")
         # --incremental-streaming-output (and --stream-output of old) sends pieces instead of the whole text so far.
@@ -213,30 +215,10 @@ class SGLang(OpenAiEngine):
         """``POST /flush_cache``; answers 400 while requests run."""
         return HttpRequest("POST", "/flush_cache")
 
-    def parse_info(self, answer: Any) -> ServerInfo:
-        """``/server_info``."""
-        return parse_info(answer)
-
-    def parse_load(self, answer: Any, pool_tokens: int | None = None) -> Counters | None:
-        """``/v1/loads`` or ``/get_load``."""
-        return parse_loads(answer, pool_tokens)
-
     def capacity_from_metrics(self, text: str) -> EngineCapacity:
         """The gauge ``sglang:max_total_num_tokens``; over ranks the smallest pool counts."""
         pools = [float(v) for v in re.findall(r"^sglang:max_total_num_tokens(?:\{[^}]*\})? (\d+(?:\.\d+)?)", text, re.MULTILINE)]
         return EngineCapacity(kv_cache_tokens=int(min(pools)) if pools and min(pools) > 0 else None)
-
-    def capacity_from_log(self, lines: Iterable[str]) -> EngineCapacity:
-        """The figures of the log's last start; over several workers the smallest pool counts, as in the engine."""
-        return log.capacity_from_log(lines)
-
-    def stamp_s(self, line: str) -> float | None:
-        """Seconds of a line's own time stamp on an arbitrary scale."""
-        return log.stamp_s(line)
-
-    def explain_log(self, lines: Sequence[str], capacity: EngineCapacity) -> tuple[Throughput | None, list[Note]]:
-        """What the statistics lines of one start say, and what they are not."""
-        return log.explain_log(lines, capacity)
 
     def image(self, version: str) -> str:
         """The project's own image, without what only builds it."""
@@ -247,22 +229,6 @@ class SGLang(OpenAiEngine):
         if settings.max_num_seqs is not None:
             return settings
         return replace(settings, max_num_seqs=default_max_running_requests(wanted.context_tokens))
-
-    def stage_layers(self, layers: int, stages: int) -> list[int]:
-        """The last stages take a remainder."""
-        return stage_layers(layers, stages)
-
-    def sizing(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings, stages: tuple[Stage, ...] | None = None) -> Sizing:
-        """Token slots, in one pool or two, and the table of requests beside them."""
-        return sglang_sizing(model, gpu, s, stages)
-
-    def findings(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Finding]:
-        """Page sizes that it refuses or answers wrongly with, and attention that loses small terms."""
-        return advice.findings(model, gpu, s)
-
-    def changes(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Change]:
-        """A smaller table of requests, no graph buffers, a smaller pool for local layers."""
-        return advice.changes(model, s)
 
 
 ADAPTER = SGLang()

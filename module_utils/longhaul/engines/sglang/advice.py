@@ -55,7 +55,7 @@ def _short_sums(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Fin
     ]
 
 
-def changes(model: ModelArchitecture, s: PlanSettings) -> list[Change]:
+def changes(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Change]:
     """A smaller table of requests, no graph buffers, a smaller pool for local layers."""
     found = []
     if s.max_num_seqs is None or s.max_num_seqs > 8:

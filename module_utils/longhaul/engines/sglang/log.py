@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from .. import diagnosis
 from ..base import EngineCapacity
-from ..diagnosis import FailureMark, Phase, PhaseMark
-from ..log import Note, Throughput
-from ..log import stamp_s as shared_stamp_s
+from ..diagnosis import FailureMark, Note, Phase, PhaseMark, Throughput, marks
 
 # The line that opens a start: several starts may have been appended to one log.
 OPENING = "server_args="
@@ -33,44 +32,34 @@ _GRAPHS = "set enforce_eager, or bound max_num_seqs: graph buffers of fa3 cost 8
 _REQUESTS = "bound max_num_seqs: the table of requests costs max_running_requests x (context + 4) x 4 bytes on each GPU"
 _ABOVE = "the cause stands above this line in the log"
 
+# fmt: off
 ENGINE_FAILURES: tuple[FailureMark, ...] = (
-    FailureMark(
-        "Not enough memory. Please try to increase --mem-fraction-static", "weights leave no memory for the KV cache", _KV_SMALL
-    ),
+    FailureMark("Not enough memory. Please try to increase --mem-fraction-static", "weights leave no memory for the KV cache",
+                _KV_SMALL),
     # The same sentence is a mere warning when the check is off: only the exception is a cause.
-    FailureMark("ValueError: The memory capacity is unbalanced", "some GPUs are not empty", _BUSY),
-    FailureMark("RuntimeError: The memory capacity is unbalanced", "some GPUs are not empty", _BUSY),
-    FailureMark("Capture cuda graph failed", "out of memory (or a kernel failed) while capturing graphs", _GRAPHS),
-    FailureMark("Capture prefill CUDA graph failed", "out of memory (or a kernel failed) while capturing graphs", _GRAPHS),
+    *marks(("ValueError: The memory capacity is unbalanced", "RuntimeError: The memory capacity is unbalanced"),
+           "some GPUs are not empty", _BUSY),
+    *marks(("Capture cuda graph failed", "Capture prefill CUDA graph failed"),
+           "out of memory (or a kernel failed) while capturing graphs", _GRAPHS),
     FailureMark("alloc_req_slots runs out of memory", "the table of requests is full", _REQUESTS),
     FailureMark("Prefill out of memory", "the KV pool could not take a prompt", "lower max_num_seqs or max_num_batched_tokens"),
     FailureMark("Decode out of memory", "the KV pool could not take another token", "lower max_num_seqs"),
-    FailureMark(
-        "Port is already in use", "the port is in use", "stop the process that holds it (`ss -ltnp`), or choose another port"
-    ),
-    FailureMark(
-        "set the env var SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN",
-        "the context is above the model's positions",
-        "lower the context; SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1 in extra_env only if the model was made for it",
-    ),
-    FailureMark(
-        "required for Llama4 model but got", "the attention backend cannot run Llama 4", "set attention_backend to fa3 or triton"
-    ),
-    FailureMark(
-        "atchdog timeout",
-        "one forward step took longer than the watchdog allows",
-        "add --watchdog-timeout to extra_args",
-        wrapper=True,
-    ),
+    FailureMark("Port is already in use", "the port is in use",
+                "stop the process that holds it (`ss -ltnp`), or choose another port"),
+    FailureMark("set the env var SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN", "the context is above the model's positions",
+                "lower the context; SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1 in extra_env only if the model was made for it"),
+    FailureMark("required for Llama4 model but got", "the attention backend cannot run Llama 4",
+                "set attention_backend to fa3 or triton"),
+    FailureMark("atchdog timeout", "one forward step took longer than the watchdog allows",
+                "add --watchdog-timeout to extra_args", wrapper=True),
     FailureMark("hit an exception: ", "an engine process failed", "read the traceback that follows", wrapper=True),
-    FailureMark("scheduler is dead", "a scheduler process died", _ABOVE, wrapper=True),
-    FailureMark("scheduler died during initialization", "a scheduler process died", _ABOVE, wrapper=True),
+    *marks(("scheduler is dead", "scheduler died during initialization"), "a scheduler process died", _ABOVE, wrapper=True),
     FailureMark("crashed with exit code", "an engine process died", _ABOVE, wrapper=True),
     FailureMark("Initialization failed. Please see the error messages above", "the start failed", _ABOVE, wrapper=True),
     # The first while it starts, the second while it serves.
-    FailureMark("Received sigquit from a child process", "an engine process died", _ABOVE, wrapper=True),
-    FailureMark("SIGQUIT received", "an engine process died", _ABOVE, wrapper=True),
+    *marks(("Received sigquit from a child process", "SIGQUIT received"), "an engine process died", _ABOVE, wrapper=True),
 )
+# fmt: on
 
 _RANK = re.compile(r"^\[[\d: .,-]+((?: (?:TP|DP|PP|EP|ATTN_\w+)\d+)*)\]")
 _FULL_SWA = re.compile(r"full_layer_tokens=(\d+), swa_layer_tokens=(\d+)")
@@ -88,7 +77,7 @@ _GEN = re.compile(r"gen throughput \(token/s\): ([\d.]+)")
 
 def stamp_s(line: str) -> float | None:
     """Seconds of a line's own time stamp on an arbitrary scale."""
-    return shared_stamp_s(line, _STAMP)
+    return diagnosis.stamp_s(line, _STAMP)
 
 
 def capacity_from_log(lines: Iterable[str]) -> EngineCapacity:

@@ -13,8 +13,7 @@ from typing import Literal
 
 from ...errors import UserError
 from ...version import Version
-from ..block_size import chunk_faults, fault, least_faults
-from ..versions import Flip, facts_at
+from ..rules import Flip, block_fault, chunk_faults, facts_at, least_faults
 
 VERIFIED = ("0.5.6.post2", "0.5.23")
 
@@ -79,13 +78,13 @@ def _page_faults(version: Version, size: int, prefill_chunk: int | None, fa3: bo
     found: list[UserError] = []
     if prefill_chunk is not None and prefill_chunk > 0 and prefill_chunk % size:
         fix = f"set max_num_batched_tokens to a multiple of {size}, or choose another block size"
-        found.append(fault(size, f"a divisor of the prefill chunk of {prefill_chunk:,} tokens", fix))
+        found.append(block_fault(size, f"a divisor of the prefill chunk of {prefill_chunk:,} tokens", fix))
     # layers/attention/flashattention_backend.py: normal_decode_set_metadata asserts it.
     if fa3 and size & (size - 1):
-        found.append(fault(size, "a power of two with FlashAttention 3 (fa3)", "use 64 or 128, or leave it out"))
+        found.append(block_fault(size, "a power of two with FlashAttention 3 (fa3)", "use 64 or 128, or leave it out"))
     # SGLang calls only this architecture a local-attention model (configs/model_config.py: is_local_attention_model).
     chunked = architecture == "Llama4ForConditionalGeneration"
     if fa3 and chunked and size > 1 and not sglang_rules(version).paged_chunks:
         required = f"1 for Llama-4 with FlashAttention 3 in SGLang {version}, which mixes up tokens and pages"
-        found.append(fault(size, required, "leave the block size to the engine, or use SGLang 0.5.20 or newer"))
+        found.append(block_fault(size, required, "leave the block size to the engine, or use SGLang 0.5.20 or newer"))
     return found

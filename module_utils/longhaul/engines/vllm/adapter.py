@@ -8,21 +8,17 @@ every metric name and every log text against those sources.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ...errors import Finding, UserError
-from ...models.architecture import ModelArchitecture
-from ...physics.hardware import Gpu
+from ...errors import UserError
 from ...version import Version
-from ..argv import ALWAYS, Flag, api_key_path, check_extra_args, refuse_first, refuse_others
+from ..argv import ALWAYS, Flag, check_extra_args, refuse_others
 from ..base import EngineCapacity, HttpRequest, Launch, MetricNames, SharedMemory
 from ..diagnosis import COMMON_FAILURES
-from ..log import Note, Throughput
 from ..openai import OpenAiEngine
+from ..rules import Row, refuse_first
 from ..settings import EngineSettings
-from ..sizing import Change, PlanSettings, Sizing, Stage
-from ..versions import Row
+from ..sizing import PlanSettings
 from . import advice, log
 from .rules import VERIFIED, block_faults
 from .sizing import stage_layers, vllm_sizing
@@ -91,9 +87,16 @@ class VLLM(OpenAiEngine):
     failures = (*log.ENGINE_FAILURES, *COMMON_FAILURES)
     log_opening = log.OPENING
     log_signatures = log.SIGNATURES
+    capacity_from_log = staticmethod(log.capacity_from_log)
+    stamp_s = staticmethod(log.stamp_s)
+    explain_log = staticmethod(log.explain_log)
     metrics = METRICS
     takes_cache_salt = True
     takes = READS | {flag.setting for flag in FLAGS}
+    stage_layers = staticmethod(stage_layers)
+    sizing = staticmethod(vllm_sizing)
+    findings = staticmethod(advice.findings)
+    changes = staticmethod(advice.changes)
     hybrid_advice = f"set {HYBRID_CHUNKED_ENV.what}=1 (hybrid KV on)"
 
     def launch(self, settings: EngineSettings, version: Version) -> Launch:
@@ -139,7 +142,7 @@ class VLLM(OpenAiEngine):
             argv.append("--skip-tokenizer-init")
         argv += s.extra_args
         env.update(s.extra_env)
-        key = api_key_path(s)
+        key = s.api_key_file
         return Launch(tuple(argv), env, {"VLLM_API_KEY": key} if key else {})
 
     def flush_cache(self, version: Version) -> HttpRequest | None:
@@ -162,18 +165,6 @@ class VLLM(OpenAiEngine):
             kv_blocks=whole("num_gpu_blocks"),
         )
 
-    def capacity_from_log(self, lines: Iterable[str]) -> EngineCapacity:
-        """The figures of the log's last start; over several workers the smallest pool counts, as in the engine."""
-        return log.capacity_from_log(lines)
-
-    def stamp_s(self, line: str) -> float | None:
-        """Seconds of a line's own time stamp on an arbitrary scale."""
-        return log.stamp_s(line)
-
-    def explain_log(self, lines: Sequence[str], capacity: EngineCapacity) -> tuple[Throughput | None, list[Note]]:
-        """What the statistics lines of one start say, and what they are not."""
-        return log.explain_log(lines, capacity)
-
     def image(self, version: str) -> str:
         """The project's own image."""
         return f"vllm/vllm-openai:v{version}"
@@ -185,22 +176,6 @@ class VLLM(OpenAiEngine):
     def planned(self, wanted: EngineSettings, settings: PlanSettings) -> PlanSettings:
         """The environment decides whose sampler runs, and with it what a full batch takes."""
         return replace(settings, torch_sampler=wanted.extra_env.get("VLLM_USE_FLASHINFER_SAMPLER") == "0")
-
-    def stage_layers(self, layers: int, stages: int) -> list[int]:
-        """The stages before the last take a remainder."""
-        return stage_layers(layers, stages)
-
-    def sizing(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings, stages: tuple[Stage, ...] | None = None) -> Sizing:
-        """Blocks that all groups of layers draw from."""
-        return vllm_sizing(model, gpu, s, stages)
-
-    def findings(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Finding]:
-        """Block sizes that it refuses, and a pipeline that would leave NCCL no room."""
-        return advice.findings(model, gpu, s)
-
-    def changes(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Change]:
-        """Fewer requests at once."""
-        return advice.changes(gpu, s)
 
 
 def _cpu_kv_gib(wanted: float | None) -> int:

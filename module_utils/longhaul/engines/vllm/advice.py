@@ -48,7 +48,7 @@ def _pipeline_room(gpu: Gpu, s: PlanSettings) -> list[Finding]:
     ]
 
 
-def changes(gpu: Gpu, s: PlanSettings) -> list[Change]:
+def changes(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Change]:
     """Fewer requests at once: the logits of a full batch take memory."""
     if s.max_num_seqs is None and s.available_kv_gib is None and gpu.vendor != "cpu":
         return [Change("max_num_seqs 16", replace(s, max_num_seqs=16), dear=True)]

@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from .. import diagnosis
 from ..base import EngineCapacity
-from ..diagnosis import DRIVER_ADVICE, PATH_ADVICE, FailureMark, Phase, PhaseMark
-from ..log import Note, Throughput
-from ..log import stamp_s as shared_stamp_s
+from ..diagnosis import DRIVER_ADVICE, PATH_ADVICE, FailureMark, Note, Phase, PhaseMark, Throughput
 
 # The line that opens a start: several starts may have been appended to one log.
 OPENING = "non-default args:"
@@ -42,70 +41,44 @@ _PARALLEL = (
 _BUSY = "stop what else uses the GPU (`nvidia-smi`), or lower gpu_memory_utilization"
 _ABOVE = "the cause stands above this line in the log"
 
+# fmt: off
 ENGINE_FAILURES: tuple[FailureMark, ...] = (
-    FailureMark(
-        "To serve at least one request with the model", "the KV cache is too small for one request of the full context", _KV_SMALL
-    ),
-    FailureMark(
-        "No available memory for the cache blocks", "weights and activations leave no memory for the KV cache", _KV_SMALL
-    ),
+    FailureMark("To serve at least one request with the model", "the KV cache is too small for one request of the full context",
+                _KV_SMALL),
+    FailureMark("No available memory for the cache blocks", "weights and activations leave no memory for the KV cache",
+                _KV_SMALL),
     FailureMark("Free memory on device", "the GPU is not empty", _BUSY),
-    FailureMark(
-        "Error in memory profiling",
-        "another process freed GPU memory during the start",
-        "start again once nothing else uses the GPU",
-    ),
-    FailureMark(
-        "is less than desired CPU memory utilization",
-        "the host has less free memory than the CPU engine asks for",
-        "set cpu_kv_cache_gib, or free memory on the host",
-    ),
+    FailureMark("Error in memory profiling", "another process freed GPU memory during the start",
+                "start again once nothing else uses the GPU"),
+    FailureMark("is less than desired CPU memory utilization", "the host has less free memory than the CPU engine asks for",
+                "set cpu_kv_cache_gib, or free memory on the host"),
     FailureMark("must be divisible by tensor parallel size", "tensor parallelism does not fit the model", _PARALLEL),
     FailureMark("larger than the number of available GPUs", "more GPUs are asked for than the host shows", _PARALLEL),
-    FailureMark(
-        "Pipeline parallelism is not supported for this model",
-        "the model cannot be split into pipeline stages",
-        "set pipeline_parallel to 1 and use tensor_parallel",
-    ),
-    FailureMark(
-        "Invalid repository ID or local directory specified", "the model path does not exist or is no model", PATH_ADVICE
-    ),
+    FailureMark("Pipeline parallelism is not supported for this model", "the model cannot be split into pipeline stages",
+                "set pipeline_parallel to 1 and use tensor_parallel"),
+    FailureMark("Invalid repository ID or local directory specified", "the model path does not exist or is no model",
+                PATH_ADVICE),
     FailureMark("Cannot find any model weights with", "the model folder holds no weights", PATH_ADVICE),
-    FailureMark(
-        "set the env var VLLM_ALLOW_LONG_MAX_MODEL_LEN",
-        "the context is above the model's positions",
-        "lower the context; VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 in extra_env only if the model was made for it",
-    ),
-    FailureMark(
-        "are not supported for now. ",
-        "this engine version does not know the model's architecture",
-        "choose a newer engine version",
-    ),
-    FailureMark(
-        "Unknown quantization method",
-        "this engine version does not know the quantization",
-        "correct quantization, or choose another engine version",
-    ),
-    FailureMark(
-        "is not supported for the current GPU. Minimum ",
-        "this GPU cannot run the quantization",
-        "use weights in another format, or a newer GPU",
-    ),
+    FailureMark("set the env var VLLM_ALLOW_LONG_MAX_MODEL_LEN", "the context is above the model's positions",
+                "lower the context; VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 in extra_env only if the model was made for it"),
+    FailureMark("are not supported for now. ", "this engine version does not know the model's architecture",
+                "choose a newer engine version"),
+    FailureMark("Unknown quantization method", "this engine version does not know the quantization",
+                "correct quantization, or choose another engine version"),
+    FailureMark("is not supported for the current GPU. Minimum ", "this GPU cannot run the quantization",
+                "use weights in another format, or a newer GPU"),
     FailureMark("Failed to infer device type", "no GPU is visible to the engine", DRIVER_ADVICE),
-    FailureMark(
-        "There is no module or parameter named",
-        "the weights do not belong to the architecture in config.json",
-        "compare config.json with the weights; fetch both from one revision",
-    ),
-    FailureMark(
-        "Did not receive response from front-end", "the API server did not answer the engine process", _ABOVE, wrapper=True
-    ),
+    FailureMark("There is no module or parameter named", "the weights do not belong to the architecture in config.json",
+                "compare config.json with the weights; fetch both from one revision"),
+    FailureMark("Did not receive response from front-end", "the API server did not answer the engine process", _ABOVE,
+                wrapper=True),
     FailureMark("Engine core initialization failed", "the engine process failed to start", _ABOVE, wrapper=True),
     FailureMark("WorkerProc initialization failed", "a worker process failed to start", _ABOVE, wrapper=True),
     FailureMark("EngineCore failed to start", "the engine process failed to start", _ABOVE, wrapper=True),
     FailureMark("EngineCore encountered a fatal error", "the engine process died", _ABOVE, wrapper=True),
     FailureMark("died unexpectedly", "an engine process died", _ABOVE, wrapper=True),
 )
+# fmt: on
 
 _KV_SIZE = re.compile(r"KV cache size: ([\d,]+) tokens")
 _CONCURRENCY = re.compile(r"Maximum concurrency for ([\d,]+) tokens per request: ([\d.]+)x")
@@ -125,7 +98,7 @@ STATS_INTERVAL_S = 10.0
 
 def stamp_s(line: str) -> float | None:
     """Seconds of a line's own time stamp on an arbitrary scale: vLLM writes no year."""
-    return shared_stamp_s(line, _STAMP, "2000-")  # a leap year, so that 02-29 parses
+    return diagnosis.stamp_s(line, _STAMP, "2000-")  # a leap year, so that 02-29 parses
 
 
 def _number(text: str) -> int:

@@ -12,8 +12,7 @@ from typing import Literal
 
 from ...errors import UserError
 from ...version import Version
-from ..block_size import chunk_faults, fault, least_faults
-from ..versions import Flip, facts_at
+from ..rules import Flip, block_fault, chunk_faults, facts_at, least_faults
 
 VERIFIED = ("0.12.0", "0.33.0")
 
@@ -102,8 +101,8 @@ def _size_faults(version: Version, size: int, on_cpu: bool) -> list[UserError]:
     multiple = rules.cpu_block_multiple if on_cpu else 16
     if size % multiple:
         where = f"a CPU with vLLM {version}" if on_cpu else "GPUs"
-        return [fault(size, f"a multiple of {multiple} on {where}", f"use {multiple}, 64 or 128, or leave it out")]
+        return [block_fault(size, f"a multiple of {multiple} on {where}", f"use {multiple}, 64 or 128, or leave it out")]
     if rules.block_sizes is not None and size not in rules.block_sizes:
         words = ", ".join(str(n) for n in rules.block_sizes if n % multiple == 0)
-        return [fault(size, f"vLLM {version}: one of {words}", "choose one of them, or vLLM 0.18.0 or newer")]
+        return [block_fault(size, f"vLLM {version}: one of {words}", "choose one of them, or vLLM 0.18.0 or newer")]
     return []
