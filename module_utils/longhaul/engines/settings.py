@@ -71,69 +71,41 @@ class SizeSettings:
     reads 8M as 8,388,608 but 8m as 8,000,000.
     """
 
+    # fmt: off
     context_tokens: int = field(
-        metadata=about(
-            "Context that one request may use, prompt and answer together: a plain number of tokens.",
-            least=1,
-            default=8192,
-            option="--context",
-        )
-    )
+        metadata=about("Context that one request may use, prompt and answer together: a plain number of tokens.", least=1,
+            default=8192, option="--context"))
     tensor_parallel: int = field(
-        default=1, metadata=about("GPUs that share every layer.", least=1, compare="inventory", option="--tp")
-    )
+        default=1, metadata=about("GPUs that share every layer.", least=1, compare="inventory", option="--tp"))
     pipeline_parallel: int = field(
-        default=1, metadata=about("GPUs that split the layers among them.", least=1, compare="inventory", option="--pp")
-    )
+        default=1, metadata=about("GPUs that split the layers among them.", least=1, compare="inventory", option="--pp"))
     gpu_memory_utilization: float | None = field(
-        default=None,
-        metadata=about(
-            "Share of GPU memory that the engine may take (SGLang: for weights and KV pool).",
-            least=0.05,
-            most=1.0,
-            empty=ENGINE_DEFAULT,
-        ),
-    )
+        default=None, metadata=about("Share of GPU memory that the engine may take (SGLang: for weights and KV pool).",
+            least=0.05, most=1.0, empty=ENGINE_DEFAULT))
     hybrid_kv: HybridKv = field(
-        default="default",
-        metadata=about('Hybrid KV cache manager: "on", "off" or "default" (what this version does by itself).'),
-    )
+        default="default", metadata=about('Hybrid KV cache manager: "on", "off" or "default" (what this version does by itself).'))
     kv_cache_dtype: str = field(
-        default="auto",
-        metadata=about("Type of the KV cache: auto (as the model), bfloat16, fp8, fp8_e4m3 and so on.", option="--kv-dtype"),
-    )
+        default="auto", metadata=about("Type of the KV cache: auto (as the model), bfloat16, fp8, fp8_e4m3 and so on.",
+            option="--kv-dtype"))
     max_num_batched_tokens: int | None = field(
-        default=None,
-        metadata=about("Prompt tokens of one step (SGLang: chunked prefill size).", empty=ENGINE_DEFAULT),
-    )
+        default=None, metadata=about("Prompt tokens of one step (SGLang: chunked prefill size).", empty=ENGINE_DEFAULT))
     block_size_tokens: int | None = field(
-        default=None,
-        metadata=about(
-            "Tokens of one KV page (vLLM: block size, SGLang: page size); 128 suits FlashAttention 3.",
-            empty=ENGINE_DEFAULT,
-            option="--block-size",
-        ),
-    )
+        default=None, metadata=about("Tokens of one KV page (vLLM: block size, SGLang: page size); 128 suits FlashAttention 3.",
+            empty=ENGINE_DEFAULT, option="--block-size"))
     max_num_seqs: int | None = field(
-        default=None,
-        metadata=about(
-            "Most requests in flight (SGLang: its request table grows with it).",
-            empty=f"{ENGINE_DEFAULT} (SGLang: the most whose request table stays within 512 MiB per GPU)",
-        ),
-    )
+        default=None, metadata=about("Most requests in flight (SGLang: its request table grows with it).",
+            empty=f"{ENGINE_DEFAULT} (SGLang: the most whose request table stays within 512 MiB per GPU)"))
     text_only: bool = field(default=True, metadata=about("Leave out the vision tower of a multimodal model.", compare="never"))
     enforce_eager: bool = field(default=False, metadata=about("Run without CUDA graphs and compilation."))
     swa_full_tokens_ratio: float | None = field(
-        default=None,
-        metadata=about("Local-attention pool as a share of the full pool; 0.02 fits Llama-4-Scout.", empty=ENGINE_DEFAULT),
-    )
+        default=None, metadata=about("Local-attention pool as a share of the full pool; 0.02 fits Llama-4-Scout.",
+            empty=ENGINE_DEFAULT))
     max_total_tokens: int | None = field(
-        default=None, metadata=about("Most tokens of the KV pool.", empty="what the memory holds")
-    )
+        default=None, metadata=about("Most tokens of the KV pool.", empty="what the memory holds"))
     attention_backend: str | None = field(
-        default=None,
-        metadata=about("Attention kernels, under the engine's own name, such as FLASH_ATTN or fa3.", empty="the engine's choice"),
-    )
+        default=None, metadata=about("Attention kernels, under the engine's own name, such as FLASH_ATTN or fa3.",
+            empty="the engine's choice"))
+    # fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,54 +115,36 @@ class EngineSettings(SizeSettings):
     Of these, the plan takes device, dtype, quantization, cpu_kv_cache_gib and extra_env in terms of its own (capacity/gate.py).
     """
 
+    # fmt: off
     model_path: str = field(
-        metadata=about(
-            "Folder on the host that holds config.json.",
-            "Model",
-            compare="never",
-            default="{{ model_store_result_path | default('') }}",
-        )
-    )
+        metadata=about("Folder on the host that holds config.json.", "Model", compare="never",
+            default="{{ model_store_result_path | default('') }}"))
     served_model_name: str = field(
-        metadata=about("Name that clients ask for.", "Model", compare="never", default="{{ engine_model_path | basename }}")
-    )
+        metadata=about("Name that clients ask for.", "Model", compare="never", default="{{ engine_model_path | basename }}"))
     host: str = field(default="127.0.0.1", metadata=about("Address to listen on.", "Network", compare="never"))
     port: int = field(default=8000, metadata=about("Port to listen on.", "Network", least=1, most=65535, compare="never"))
     device: Device = field(default="cuda", metadata=about("Kind of device that the engine runs on.", "What", compare="never"))
     dtype: str = field(
-        default="auto",
-        metadata=about("Type of the weights and sums: auto (as the model), bfloat16, float16.", compare="inventory"),
-    )
+        default="auto", metadata=about("Type of the weights and sums: auto (as the model), bfloat16, float16.",
+            compare="inventory"))
     quantization: str | None = field(
-        default=None,
-        metadata=about(
-            "Quantization of the weights when they are loaded, such as fp8.",
-            empty="as the model is stored",
-            compare="inventory",
-        ),
-    )
+        default=None, metadata=about("Quantization of the weights when they are loaded, such as fp8.",
+            empty="as the model is stored", compare="inventory"))
     load_format: str = field(
-        default="auto",
-        metadata=about("How weights are loaded: auto, dummy (random), runai_streamer and so on.", "Size", compare="inventory"),
-    )
+        default="auto", metadata=about("How weights are loaded: auto, dummy (random), runai_streamer and so on.", "Size",
+            compare="inventory"))
     prefix_caching: bool | None = field(
-        default=None, metadata=about("Prefix cache: true or false.", "Size", empty=ENGINE_DEFAULT, compare="never")
-    )
+        default=None, metadata=about("Prefix cache: true or false.", "Size", empty=ENGINE_DEFAULT, compare="never"))
     skip_tokenizer: bool = field(
-        default=False, metadata=about("Start without a tokenizer and serve token ids only.", "Size", compare="never")
-    )
-    cpu_kv_cache_gib: float | None = field(
-        default=None,
-        metadata=about("KV cache on a CPU, in GiB.", empty="4 GiB"),
-    )
+        default=False, metadata=about("Start without a tokenizer and serve token ids only.", "Size", compare="never"))
+    cpu_kv_cache_gib: float | None = field(default=None, metadata=about("KV cache on a CPU, in GiB.", empty="4 GiB"))
     api_key_file: str | None = field(
-        default=None,
-        metadata=about("File on the host that holds the API key.", "Network", empty="no key", compare="never", default=""),
-    )
+        default=None, metadata=about("File on the host that holds the API key.", "Network", empty="no key", compare="never",
+            default=""))
     extra_args: tuple[str, ...] = field(default=(), metadata=about("More options of the engine, as a list of words.", "Size"))
     extra_env: Mapping[str, str] = field(
-        default_factory=dict, metadata=about("More environment variables of the engine. No secrets.")
-    )
+        default_factory=dict, metadata=about("More environment variables of the engine. No secrets."))
+    # fmt: on
 
 
 # The settings of the first release: they count in a spec's identity even where nobody set them. This list is closed. A setting

@@ -81,7 +81,7 @@ def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
 
 
 def test_the_roles_filters_ask_the_adapter() -> None:
-    path = ROOT / "plugins/filter/longhaul_engine.py"
+    path = ROOT / "plugins/filter/longhaul.py"
     spec = importlib.util.spec_from_file_location("longhaul_engine_filters", path)
     assert spec is not None
     assert spec.loader is not None
