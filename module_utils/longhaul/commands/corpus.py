@@ -10,8 +10,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..prompts.build import BuildProgress, ensure_corpus, recommended_tokens
-from ..prompts.cache import default_cache_dir
-from ..prompts.convert import converted
+from ..prompts.convert import converted, default_cache_dir
 from ..prompts.corpus import CorpusMeta, find_corpora, read_meta
 
 

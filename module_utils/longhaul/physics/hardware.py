@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -59,12 +58,8 @@ class Gpu:
         return "fp8" in self.peak_flop_per_s
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A GPU and the names that data sheets, ``nvidia-smi`` and people give it beside its own."""
-
-    gpu: Gpu
-    names: tuple[str, ...]
+# A GPU and its names: its own, and those that data sheets, ``nvidia-smi`` and people give it.
+_Row = tuple[Gpu, tuple[str, ...]]
 
 
 def _row(
@@ -74,7 +69,7 @@ def _row(
     peaks = {"bf16": bf16 * _T} | ({"fp8": fp8 * _T} if fp8 else {}) | ({"fp4": fp4 * _T} if fp4 else {})
     if reserved_mib is None:
         reserved_mib = _RESERVED_MIB if vendor == "nvidia" else 0
-    return _Row(Gpu(name, mib * MIB, tb_s * 1e12, peaks, source, vendor, cc, reserved_mib * MIB), (name, *also))
+    return Gpu(name, mib * MIB, tb_s * 1e12, peaks, source, vendor, cc, reserved_mib * MIB), (name, *also)
 
 
 # The driver's own reserve where nobody has read it off a host: between the two that were (H100 480, H200 616 MiB).
@@ -114,19 +109,16 @@ _ROWS: tuple[_Row, ...] = (
     _row("cpu", 0, 0.04, 0.2, "nominal: two AVX-512 cores, dual-channel DDR4; give explicit figures", vendor="cpu"),
 )  # fmt: skip
 
-GPUS: Mapping[str, Gpu] = {row.gpu.name: row.gpu for row in _ROWS}
+GPUS: Mapping[str, Gpu] = {gpu.name: gpu for gpu, _ in _ROWS}
 # The longest name that matches wins: "h100-pcie" before "h100".
-_NAMES: Mapping[str, Gpu] = {
-    name: row.gpu
-    for name, row in sorted(((name, row) for row in _ROWS for name in row.names), key=lambda pair: len(pair[0]), reverse=True)
-}
+_NAMES = sorted(((name, gpu) for gpu, names in _ROWS for name in names), key=lambda pair: len(pair[0]), reverse=True)
 
 
 def find_gpu(name: str) -> Gpu | None:
     """The row for a name as a person or ``nvidia-smi`` writes it ("NVIDIA H200", "h100-sxm"), or ``None``."""
     key = "-".join(name.lower().replace("_", "-").replace("nvidia", "").replace("amd", "").replace("instinct", "").split())
     key = key.strip("-").replace("geforce-", "")
-    return next((gpu for alias, gpu in _NAMES.items() if key == alias or key.startswith(alias + "-")), None)
+    return next((gpu for alias, gpu in _NAMES if key == alias or key.startswith(alias + "-")), None)
 
 
 def get_gpu(
@@ -147,11 +139,8 @@ def get_gpu(
     known = find_gpu(name)
     if known is None:
         if memory_gib is None:
-            raise UserError(
-                f"GPU {name!r}",
-                "one of " + ", ".join(GPUS) + ", or its figures",
-                "add --gpu-memory-gib (and --gpu-bandwidth-gb-s)",
-            )
+            required = "one of " + ", ".join(GPUS) + ", or its figures"
+            raise UserError(f"GPU {name!r}", required, "add --gpu-memory-gib (and --gpu-bandwidth-gb-s)")
         known = Gpu(name, 0, 0.0, {"bf16": 0.0}, "figures given by the operator")
     changes: dict[str, object] = {}
     if memory_gib is not None:
@@ -192,9 +181,8 @@ def parse_nvidia_smi(text: str) -> tuple[DetectedGpu, ...]:
     rows = list(csv.reader(io.StringIO("\n".join(lines)), skipinitialspace=True))
     header = [cell.split("[")[0].strip().lower() for cell in rows[0]]
     if not {"name", "memory.total"} <= set(header):
-        raise UserError(
-            f"nvidia-smi said {lines[0][:80]!r}", "a CSV header with name and memory.total", "run " + " ".join(NVIDIA_SMI_QUERY)
-        )
+        fix = "run " + " ".join(NVIDIA_SMI_QUERY)
+        raise UserError(f"nvidia-smi said {lines[0][:80]!r}", "a CSV header with name and memory.total", fix)
     found = []
     for number, cells in enumerate(rows[1:]):
         row = dict(zip(header, cells, strict=False))
@@ -202,15 +190,8 @@ def parse_nvidia_smi(text: str) -> tuple[DetectedGpu, ...]:
         known = find_gpu(row["name"])
         reserved = _mib(row["memory.reserved"]) if "memory.reserved" in row else (known.reserved_bytes if known else 0)
         index = row.get("index", "").strip()
-        found.append(
-            DetectedGpu(
-                index=int(index) if index.isdigit() else number,
-                name=row["name"].strip(),
-                memory_bytes=total,
-                memory_used_bytes=used,
-                gpu=replace(known, memory_bytes=total, reserved_bytes=reserved) if known and total else known,
-            )
-        )
+        gpu = replace(known, memory_bytes=total, reserved_bytes=reserved) if known and total else known
+        found.append(DetectedGpu(int(index) if index.isdigit() else number, row["name"].strip(), total, used, gpu))
     return tuple(found)
 
 
@@ -222,8 +203,6 @@ def _mib(cell: str) -> int:
 
 def detect_gpus() -> tuple[DetectedGpu, ...]:
     """What nvidia-smi says on this machine; empty where there is none."""
-    if shutil.which(NVIDIA_SMI_QUERY[0]) is None:
-        return ()
     try:
         found = subprocess.run(NVIDIA_SMI_QUERY, capture_output=True, text=True, timeout=30, check=True)
         return parse_nvidia_smi(found.stdout)

@@ -17,7 +17,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -129,10 +130,8 @@ def prefill_floor(
     weights = known_dtype(dtype) if dtype else weights_dtype(arch)
     fresh = input_tokens - cached_tokens
     linear = 2.0 * arch.linear_parameters_per_token * fresh + 2.0 * arch.head_parameters
-    pairs = sum(
-        causal_pairs(input_tokens, layer.kind, layer.window_tokens) - causal_pairs(cached_tokens, layer.kind, layer.window_tokens)
-        for layer in arch.layers
-    )
+    kinds = [(layer.kind, layer.window_tokens) for layer in arch.layers]
+    pairs = sum(causal_pairs(input_tokens, *kind) - causal_pairs(cached_tokens, *kind) for kind in kinds)
     attention = float(attention_flop_per_pair(arch)) * pairs
     routed = min(arch.experts, fresh * arch.experts_per_token * concurrency) if arch.experts else 0
     read = _weight_bytes(arch, weights, routed)
@@ -206,19 +205,7 @@ def explaining_cached_share(
         )
         return floor.floor_s <= measured_s * utilisation
 
-    return _least(possible, input_tokens) / input_tokens
-
-
-def _least(possible: Callable[[int], bool], limit: int) -> int:
-    """The least 0 <= n <= limit for which ``possible`` holds; ``limit`` where it holds for none before it."""
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high) // 2
-        if possible(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    return bisect_left(range(input_tokens), True, key=possible) / input_tokens
 
 
 def _decode_keys(layer: Layer, context: int, steps: int) -> int:
@@ -252,26 +239,17 @@ def _floor(gpu: Gpu, count: int, linear: float, attention: float, moved: float, 
     linear_peak, linear_name = matrix_peak(gpu, weights)
     attention_peak, attention_name = matrix_peak(gpu, kv if kv == "fp8" else "bf16")
     if linear_peak <= 0 or attention_peak <= 0:
-        raise UserError(
-            f"GPU {gpu.name} without a peak in FLOP/s",
-            "a peak (TFLOP/s, dense bf16)",
-            "name a known GPU, give its figure, or calibrate",
-        )
+        fix = "name a known GPU, give its figure, or calibrate"
+        raise UserError(f"GPU {gpu.name} without a peak in FLOP/s", "a peak (TFLOP/s, dense bf16)", fix)
     compute_s = (linear / linear_peak + attention / attention_peak) / count
     off_chip = max(0.0, moved - ON_CHIP_BYTES * count)
     memory_s = off_chip / (gpu.bandwidth_bytes_per_s * count) if gpu.bandwidth_bytes_per_s > 0 else 0.0
     flop = linear + attention
     names = linear_name if linear_name == attention_name else f"{linear_name} for weights, {attention_name} for attention"
-    return Floor(
-        flop=flop,
-        bytes=moved,
-        floor_s=max(compute_s, memory_s),
-        bound_by="compute" if compute_s >= memory_s else "memory",
-        peak_flop_per_s=flop / compute_s if compute_s > 0 else linear_peak * count,
-        peak_source=f"{count} x {gpu.name}, dense {names}: {gpu.source}",
-        linear_flop=linear,
-        attention_flop=attention,
-    )
+    bound_by: Literal["compute", "memory"] = "compute" if compute_s >= memory_s else "memory"
+    peak = flop / compute_s if compute_s > 0 else linear_peak * count
+    source = f"{count} x {gpu.name}, dense {names}: {gpu.source}"
+    return Floor(flop, moved, max(compute_s, memory_s), bound_by, peak, source, linear, attention)
 
 
 def _sizes(**sizes: int) -> None:
@@ -332,20 +310,13 @@ def calibrate_cpu(python: str | None = None, *, budget_s: float = 0.12, cpuinfo:
     """
     info = cpuinfo if cpuinfo is not None else _cpuinfo()
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [python or sys.executable, "-c", _PROBE, str(budget_s)]
     try:
-        done = subprocess.run(
-            [python or sys.executable, "-c", _PROBE, str(budget_s)],
-            capture_output=True,
-            text=True,
-            env=env,
-            timeout=120,
-            check=True,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=True)
         rates: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as exc:
-        raise UserError(
-            f"the calibrating matrix product did not run ({exc})", "a Python with numpy", "install numpy, or give the CPU's peak"
-        ) from exc
+        found, fix = f"the calibrating matrix product did not run ({exc})", "install numpy, or give the CPU's peak"
+        raise UserError(found, "a Python with numpy", fix) from exc
     return ceiling_from_rates({str(k): float(v) for k, v in rates.items()}, info)
 
 

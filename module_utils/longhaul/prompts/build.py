@@ -13,19 +13,20 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError
-from .cache import default_cache_dir
-from .corpus import FORMAT, Corpus, CorpusMeta, Kind, open_corpus, read_meta
+from .convert import default_cache_dir
+from .corpus import FORMAT, Corpus, CorpusMeta, Origin, open_corpus, read_meta
 from .ids import Ids, block_offsets, distinct_ngram_share, render_ids
 from .text import file_chunks, file_fingerprint, generated_chunks, random_block, random_id_range
 from .tokenizer import Tokenizer, load_tokenizer
 
 MIN_GENERATED_TOKENS = 131_072
+_BYTES_PER_TOKEN = 12  # on disk: the id, and its digits with a comma
 
 
 @dataclass(frozen=True)
@@ -73,68 +74,48 @@ def ensure_corpus(
     if tokens is None and (source is None or extend):
         raise UserError("no number of tokens", "a number of tokens (generated text has no end)", "pass --tokens")
     opened = load_tokenizer(tokenizer, cache_dir) if tokenizer is not None else None
-    plan = _plan(opened, source, vocab_size, seed, extend)
-    folder = (cache_dir or default_cache_dir()) / "corpus" / _key(plan)
+    origin, blocks = _plan(opened, source, vocab_size, seed, extend)
+    folder = (cache_dir or default_cache_dir()) / "corpus" / origin.key
     report = progress or (lambda _: None)
     if not rebuild and (found := _usable(folder, tokens)) is not None:
         return open_corpus(found, tokenizer=opened, limit_tokens=tokens)
     with _writing(folder), _locked(folder, report):
         # Another run may have built it while this one waited.
         if rebuild or (found := _usable(folder, tokens)) is None:
-            found = _build(plan, folder, tokens, report)
+            found = _build(origin, blocks, folder, tokens, report)
         return open_corpus(found, tokenizer=opened, limit_tokens=tokens)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    kind: Kind
-    tokenizer_fingerprint: str
-    source_fingerprint: str
-    source: str
-    seed: int
-    blocks: Callable[[], Iterator[tuple[Ids, bool]]]
-    """Yields (ids, from the operator's file?)."""
+# (ids, from the operator's file?)
+_Blocks = Iterator[tuple[Ids, bool]]
 
 
-def _plan(tokenizer: Tokenizer | None, source: Path | None, vocab_size: int | None, seed: int, extend: bool) -> _Plan:
+def _plan(
+    tokenizer: Tokenizer | None, source: Path | None, vocab_size: int | None, seed: int, extend: bool
+) -> tuple[Origin, _Blocks]:
+    """What the corpus is made from, and its blocks, which are made as they are asked for."""
     if tokenizer is None:
         if source is not None:
             raise UserError("a corpus file without a tokenizer", "the tokenizer of the model", "pass --tokenizer DIR")
         if vocab_size is None:
-            raise UserError(
-                "neither a tokenizer nor a vocabulary size",
-                "one of them",
-                "pass --tokenizer DIR, or --vocab-size N for random ids",
-            )
+            fix = "pass --tokenizer DIR, or --vocab-size N for random ids"
+            raise UserError("neither a tokenizer nor a vocabulary size", "one of them", fix)
         low, high = random_id_range(vocab_size)
-
-        def blocks() -> Iterator[tuple[Ids, bool]]:
-            index = 0
-            while True:
-                yield random_block(low, high, seed, index), False
-                index += 1
-
         name = f"random ids {low}..{high - 1}"
-        return _Plan("random_ids", f"vocab{vocab_size}", _digest(f"ids/{FORMAT}/{seed}"), name, seed, blocks)
+        origin = Origin("random_ids", f"vocab{vocab_size}", _digest(f"ids/{FORMAT}/{seed}"), name, seed)
+        return origin, ((random_block(low, high, seed, index), False) for index in count())
     dense = _is_dense(tokenizer)
     recipe = f"words/{FORMAT}/{seed}/{dense}"
+    generated = ((ids, False) for ids in _encoded(tokenizer, generated_chunks(seed, dense=dense)))
     if source is None:
         name = "generated text" + (" (dense)" if dense else "")
-
-        def words() -> Iterator[tuple[Ids, bool]]:
-            return ((a, False) for a in _encoded(tokenizer, generated_chunks(seed, dense=dense)))
-
-        return _Plan("words", tokenizer.fingerprint, _digest(recipe), name, seed, words)
+        return Origin("words", tokenizer.fingerprint, _digest(recipe), name, seed), generated
     fingerprint = file_fingerprint(source)
-
-    def text() -> Iterator[tuple[Ids, bool]]:
-        yield from ((a, True) for a in _encoded(tokenizer, file_chunks(source)))
-        if extend:
-            yield from ((a, False) for a in _encoded(tokenizer, generated_chunks(seed, dense=dense)))
-
+    text = ((ids, True) for ids in _encoded(tokenizer, file_chunks(source)))
     if extend:
         fingerprint = _digest(fingerprint + recipe)
-    return _Plan("file", tokenizer.fingerprint, fingerprint, str(source), seed, text)
+    origin = Origin("file", tokenizer.fingerprint, fingerprint, str(source), seed)
+    return origin, chain(text, generated) if extend else text
 
 
 def _is_dense(tokenizer: Tokenizer) -> bool:
@@ -147,46 +128,41 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _key(plan: _Plan) -> str:
-    return f"{plan.kind}-{plan.tokenizer_fingerprint[:16]}-{plan.source_fingerprint[:16]}"
-
-
 def _encoded(tokenizer: Tokenizer, chunks: Iterator[str]) -> Iterator[Ids]:
     """Tokenize on all cores while the next batch is read or generated. Batches grow, so that a short corpus is quick."""
     most = max(32, 8 * (os.cpu_count() or 1))
-
-    def take(count: int) -> list[str]:
-        return list(islice(chunks, count))
-
+    size = 2
     with ThreadPoolExecutor(1) as reader:
-        size = 2
-        pending = reader.submit(take, size)
+        pending = reader.submit(list, islice(chunks, size))
         while batch := pending.result():
             size = min(most, size * 2)
-            pending = reader.submit(take, size)
+            pending = reader.submit(list, islice(chunks, size))
             yield from tokenizer.encode_chunks(batch)
 
 
-def _build(plan: _Plan, folder: Path, tokens: int | None, report: Progress) -> Path:
+def _build(origin: Origin, blocks: _Blocks, folder: Path, tokens: int | None, report: Progress) -> Path:
     began = time.monotonic()
-    goal = tokens
-    if tokens is not None and plan.kind != "file":
-        goal = max(tokens, MIN_GENERATED_TOKENS)
+    goal = tokens if tokens is None or origin.kind == "file" else max(tokens, MIN_GENERATED_TOKENS)
+
+    def tell(stage: str) -> None:
+        report(BuildProgress(stage, done, goal, time.monotonic() - began))
+
+    done = from_file = 0
     for stale in folder.glob(".building-*"):
         shutil.rmtree(stale, ignore_errors=True)
-    if goal is not None:
-        _check_space(folder, goal)
+    free = shutil.disk_usage(folder).free
+    if goal is not None and free < goal * _BYTES_PER_TOKEN:
+        raise _disk_full(folder, f"{goal * _BYTES_PER_TOKEN / 2**20:.0f} MiB", free)
     work = folder / f".building-{os.getpid()}"
     work.mkdir()
     try:
-        done = from_file = 0
         exhausted = True
         parts: list[Ids] = []
         digest = hashlib.sha256()
         json_bytes = 0
         with (work / "ids.u32").open("wb") as ids_file, (work / "ids.json").open("wb") as json_file:
-            for block, is_file in plan.blocks():
-                if goal is not None and done + len(block) >= goal:
+            for block, is_file in blocks:
+                if goal is not None:
                     block = block[: goal - done]  # noqa: PLW2901 - the last block is cut to length
                 raw = block.astype("<u4").tobytes()
                 rendered = render_ids(block)
@@ -197,25 +173,21 @@ def _build(plan: _Plan, folder: Path, tokens: int | None, report: Progress) -> P
                 parts.append(block)
                 done += len(block)
                 from_file += len(block) if is_file else 0
-                report(BuildProgress("tokenizing", done, goal, time.monotonic() - began))
+                tell("tokenizing")
                 if done == goal:
                     exhausted = False
                     break
         if done == 0 or (goal is not None and done < goal):
             raise UserError(
-                f"corpus {plan.source} has {done} tokens",
+                f"corpus {origin.source} has {done} tokens",
                 f"{goal or 1} tokens, so that nothing repeats inside a prompt",
                 "use a longer file, shorter prompts, or --extend to continue it with generated text",
             )
-        report(BuildProgress("checking", done, goal, time.monotonic() - began))
+        tell("checking")
         ids = np.concatenate(parts)
         block_offsets(ids).astype("<u8").tofile(work / "blocks.u64")
         meta = CorpusMeta(
-            kind=plan.kind,
-            tokenizer_fingerprint=plan.tokenizer_fingerprint,
-            source_fingerprint=plan.source_fingerprint,
-            source=plan.source,
-            seed=plan.seed,
+            **asdict(origin),
             tokens=done,
             json_bytes=json_bytes,
             ids_sha256=digest.hexdigest(),
@@ -236,7 +208,7 @@ def _build(plan: _Plan, folder: Path, tokens: int | None, report: Progress) -> P
         # A longer corpus begins with the shorter one; maps that are open stay valid.
         if other.is_dir() and other.name.isdigit() and int(other.name) < done:
             shutil.rmtree(other, ignore_errors=True)
-    report(BuildProgress("done", done, goal, time.monotonic() - began))
+    tell("done")
     return target
 
 
@@ -244,27 +216,16 @@ def _usable(folder: Path, tokens: int | None) -> Path | None:
     if not folder.is_dir():
         return None
     for candidate in sorted((f for f in folder.iterdir() if f.name.isdigit()), key=lambda f: int(f.name)):
-        if tokens is not None and int(candidate.name) < tokens:
-            continue
-        meta = read_meta(candidate)
-        if meta is not None and (tokens is not None or meta.exhausted):
-            return candidate
+        if tokens is None or int(candidate.name) >= tokens:
+            meta = read_meta(candidate)
+            if meta is not None and (tokens is not None or meta.exhausted):
+                return candidate
     return None
 
 
-def _check_space(folder: Path, tokens: int) -> None:
-    needed = tokens * 12
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise _disk_full(folder, needed, free)
-
-
-def _disk_full(folder: Path, needed: int | None, free: int) -> UserError:
-    return UserError(
-        f"{free / 2**20:.0f} MiB free for the corpus in {folder}",
-        f"{needed / 2**20:.0f} MiB" if needed else "room for it (about 12 bytes per token)",
-        "free space, or point LONGHAUL_CACHE or --cache-dir elsewhere",
-    )
+def _disk_full(folder: Path, required: str, free: int) -> UserError:
+    found = f"{free / 2**20:.0f} MiB free for the corpus in {folder}"
+    return UserError(found, required, "free space, or point LONGHAUL_CACHE or --cache-dir elsewhere")
 
 
 @contextlib.contextmanager
@@ -276,12 +237,9 @@ def _writing(folder: Path) -> Iterator[None]:
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(folder).free if folder.exists() else 0
-            raise _disk_full(folder, None, free) from exc
-        raise UserError(
-            f"the corpus cannot be written to {folder} ({exc.strerror or exc})",
-            "a writable folder",
-            "point LONGHAUL_CACHE or --cache-dir to one",
-        ) from exc
+            raise _disk_full(folder, f"room for it (about {_BYTES_PER_TOKEN} bytes per token)", free) from exc
+        found = f"the corpus cannot be written to {folder} ({exc.strerror or exc})"
+        raise UserError(found, "a writable folder", "point LONGHAUL_CACHE or --cache-dir to one") from exc
 
 
 @contextlib.contextmanager

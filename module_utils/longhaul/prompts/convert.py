@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .cache import default_cache_dir
 
 # What holds a vocabulary, in the names of the Hub: SentencePiece, tiktoken, Mistral's tekken, BPE, WordPiece.
 _VOCABULARIES = (
@@ -42,6 +41,13 @@ _SETTINGS = (
     "chat_template.jinja",
     "chat_template.json",
 )
+
+
+def default_cache_dir() -> Path:
+    """Where corpora and converted tokenizers are kept: ``$LONGHAUL_CACHE``, else ``$XDG_CACHE_HOME/longhaul``, else ``~/.cache/longhaul``."""
+    if own := os.environ.get("LONGHAUL_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longhaul"
 
 
 def files_to_convert(names: Iterable[str]) -> tuple[str, ...]:
@@ -76,34 +82,23 @@ def converted(folder: Path, cache_dir: Path | None = None) -> Path:
     """
     found = vocabulary_files(folder)
     if not found:
-        raise UserError(
-            f"no tokenizer in {folder}",
-            "tokenizer.json, or files to make it from (" + ", ".join(_VOCABULARIES) + ")",
-            "name the model folder; without a tokenizer, give the vocabulary size instead (random ids)",
-        )
+        required = "tokenizer.json, or files to make it from (" + ", ".join(_VOCABULARIES) + ")"
+        fix = "name the model folder; without a tokenizer, give the vocabulary size instead (random ids)"
+        raise UserError(f"no tokenizer in {folder}", required, fix)
     sources = [*found, *(folder / name for name in _SETTINGS if (folder / name).is_file())]
-    target = (cache_dir or default_cache_dir()) / "tokenizers" / _fingerprint(sources)[:32]
+    key = hashlib.sha256(b"".join(f"{f.name}\n".encode() + hashlib.sha256(f.read_bytes()).digest() for f in sources))
+    target = (cache_dir or default_cache_dir()) / "tokenizers" / key.hexdigest()[:32]
     if not (target / "tokenizer.json").exists():
         _convert(sources, target)
     return target
 
 
-def _fingerprint(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name}\n".encode())
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
-
-
 def _convert(sources: list[Path], target: Path) -> None:
     names = ", ".join(f.name for f in sources[:3])
     if not can_convert():
-        raise UserError(
-            f"no tokenizer.json in {sources[0].parent} (only {names}), and Python {sys.executable} without transformers",
-            "tokenizer.json",
-            "run 'scripts/longhaul corpus tokenizer DIR' on the controller and put its tokenizer.json into the model's folder",
-        )
+        reason = f"no tokenizer.json in {sources[0].parent} (only {names}), and Python {sys.executable} without transformers"
+        fix = "run 'scripts/longhaul corpus tokenizer DIR' on the controller and put its tokenizer.json into the model's folder"
+        raise UserError(reason, "tokenizer.json", fix)
     work = target.with_name(f".making-{target.name}-{os.getpid()}")
     try:
         work.mkdir(parents=True)
@@ -118,11 +113,8 @@ def _convert(sources: list[Path], target: Path) -> None:
         with contextlib.suppress(OSError):  # another run was quicker: its result is the same
             made.rename(target)
     except OSError as exc:
-        raise UserError(
-            f"the tokenizer made from {names} cannot be written to {target} ({exc.strerror or exc})",
-            "a writable folder",
-            "point LONGHAUL_CACHE or --cache-dir to one",
-        ) from exc
+        reason = f"the tokenizer made from {names} cannot be written to {target} ({exc.strerror or exc})"
+        raise UserError(reason, "a writable folder", "point LONGHAUL_CACHE or --cache-dir to one") from exc
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UserError
-from .cache import default_cache_dir
+from .convert import default_cache_dir
 from .ids import BLOCK_TOKENS, Ids, block_offsets, decimal_digits, distinct_ngram_share, render_ids
 from .text import random_ids
 from .tokenizer import Tokenizer
@@ -34,18 +34,29 @@ Kind = Literal["words", "file", "random_ids"]
 
 
 @dataclass(frozen=True)
-class CorpusMeta:
-    """What a corpus on disk is. ``distinct_16gram_share``: distinct 16-token windows over all windows (1.0: no repeat).
-
-    ``source_tokens``: how many of the tokens come from the operator's file (the rest was generated to extend it).
-    ``exhausted``: the file was read to its end.
-    """
+class Origin:
+    """What the ids of a corpus follow from."""
 
     kind: Kind
     tokenizer_fingerprint: str
     source_fingerprint: str
     source: str
     seed: int
+
+    @property
+    def key(self) -> str:
+        """The folder name: source kind, tokenizer, source."""
+        return f"{self.kind}-{self.tokenizer_fingerprint[:16]}-{self.source_fingerprint[:16]}"
+
+
+@dataclass(frozen=True)
+class CorpusMeta(Origin):
+    """What a corpus on disk is. ``distinct_16gram_share``: distinct 16-token windows over all windows (1.0: no repeat).
+
+    ``source_tokens``: how many of the tokens come from the operator's file (the rest was generated to extend it).
+    ``exhausted``: the file was read to its end.
+    """
+
     tokens: int
     json_bytes: int
     ids_sha256: str
@@ -55,11 +66,6 @@ class CorpusMeta:
     built_s: float
     built_unix_s: float
     format: int = FORMAT
-
-    @property
-    def key(self) -> str:
-        """The folder name: source kind, tokenizer, source."""
-        return f"{self.kind}-{self.tokenizer_fingerprint[:16]}-{self.source_fingerprint[:16]}"
 
 
 class Corpus:

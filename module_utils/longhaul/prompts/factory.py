@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import UserError
+from .chat import Frame, chat_frame, plain_frame
 from .corpus import Corpus
 from .facts import PromptFacts
-from .frames import Frame, chat_frame, plain_frame
 from .ids import render_ids
 from .needles import NeedlePlan
 from .tokenizer import Tokenizer

@@ -66,12 +66,9 @@ def _word_table(dense: bool) -> list[str]:
         word, rest = "", value
         for _ in range(2 + (rest & 1)):
             rest >>= 4
-            word += onsets[rest % len(onsets)]
-            rest //= len(onsets)
-            word += vowels[rest % len(vowels)]
-            rest //= len(vowels)
-            word += codas[rest % len(codas)]
-            rest //= len(codas)
+            for sounds in (onsets, vowels, codas):
+                rest, pick = divmod(rest, len(sounds))
+                word += sounds[pick]
         made.setdefault(word)
         if len(made) == 24_576:
             break
@@ -105,15 +102,12 @@ def file_chunks(path: Path) -> Iterator[str]:
             while chunk := text.read(CHUNK_CHARS):
                 yield chunk
     except UnicodeDecodeError as exc:
-        raise UserError(
-            f"{path} is not UTF-8 ({exc.reason})", "a UTF-8 text file, plain or gzip", "convert it with iconv"
-        ) from exc
+        required = "a UTF-8 text file, plain or gzip"
+        raise UserError(f"{path} is not UTF-8 ({exc.reason})", required, "convert it with iconv") from exc
     except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
         raise UserError(f"{path} is a damaged gzip file ({exc})", "a whole gzip file", "copy it again") from exc
     except OSError as exc:
-        raise UserError(
-            f"corpus file {path} cannot be read ({exc.strerror})", "a readable text file, plain or gzip", "check the path"
-        ) from exc
+        raise _unreadable(path, exc) from exc
 
 
 def file_fingerprint(path: Path) -> str:
@@ -124,10 +118,13 @@ def file_fingerprint(path: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as exc:
-        raise UserError(
-            f"corpus file {path} cannot be read ({exc.strerror})", "a readable text file, plain or gzip", "check the path"
-        ) from exc
+        raise _unreadable(path, exc) from exc
     return digest.hexdigest()
+
+
+def _unreadable(path: Path, exc: OSError) -> UserError:
+    found = f"corpus file {path} cannot be read ({exc.strerror})"
+    return UserError(found, "a readable text file, plain or gzip", "check the path")
 
 
 def random_id_range(vocab_size: int) -> tuple[int, int]:
