@@ -1,41 +1,41 @@
 #!/usr/bin/python
-"""The steps of a burn-in on its host besides starting the engine and measuring the ladder."""
-
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: longhaul_burnin
-short_description: The steps of a burn-in on its host besides starting the engine and measuring the ladder
-description:
-  - V(look) refuses a host that serves, unless O(replace) allows to stop it.
-  - V(begun) stops what serves, writes down what must be started again, and starts to sample the GPUs.
-  - V(reduced) measures the all-reduce with the interpreter or image, environment and GPUs of the burn-in's spec.
-  - V(judged) ends the sampling, judges, and writes evidence and facts.
-  - V(ended) removes the burn-in's instance and names the endpoints to start again.
-  - A verdict other than PASS does not fail the task. The playbook's gate fails, after the reports are written.
-  - Reports no change, because the burn-in leaves the host as it found it.
-attributes:
-  check_mode: {support: full, description: V(look) refuses as usual; the other steps do nothing.}
-  diff_mode: {support: none, description: The burn-in leaves the host as it found it.}
-author: [Longhaul]
-options:
-  home: {description: longhaul_home on the host., type: path, required: true}
-  instance: {description: Name of the burn-in's own endpoint., type: str, default: burnin}
-  state: {description: Which step., type: str, choices: [look, begun, reduced, judged, ended], required: true}
-  host_instance: {description: The endpoint whose local facts keep the verdict., type: str, default: default}
-  run_id: {description: Name of the run., type: str, default: ""}
-  name: {description: The host's name in the results., type: str, default: ""}
-  replace: {description: Stop what serves here., type: bool, default: false}
-  stop_timeout_s: {description: Seconds until a stopping engine is killed., type: int, default: 60}
-  limits: {description: "What a healthy host shows (longhaul.burnin.judge.Limits).", type: dict, default: {}}
-  script: {description: The all-reduce program's text., type: str, default: ""}
-  gpu_indexes: {description: "GPUs of the endpoint, which must be empty (V(begun)); none means all.", type: list, elements: int, default: []}
-  mib: {description: Size of the all-reduced buffer in MiB., type: int, default: 1024}
-  device: {description: "cuda, rocm or cpu (V(begun)).", type: str, default: cuda}
-  timeout_s: {description: Seconds for the all-reduce., type: int, default: 180}
-  allreduce: {description: What V(reduced) returned., type: dict}
-  failure: {description: Why the burn-in ended early., type: str, default: ""}
-  progress_file: {description: Set by the action plugin., type: path}
+{
+  "module": "longhaul_burnin",
+  "short_description": "The steps of a burn-in on its host besides starting the engine and measuring the ladder",
+  "description": [
+    "V(look) refuses a host that serves, unless O(replace) allows to stop it.",
+    "V(begun) stops what serves, writes down what must be started again, and starts to sample the GPUs.",
+    "V(reduced) measures the all-reduce with the interpreter or image, environment and GPUs of the burn-in's spec.",
+    "V(judged) ends the sampling, judges, and writes evidence and facts.",
+    "V(ended) removes the burn-in's instance and names the endpoints to start again.",
+    "A verdict other than PASS does not fail the task. The playbook's gate fails, after the reports are written.",
+    "Reports no change, because the burn-in leaves the host as it found it."],
+  "attributes": {
+    "check_mode": {"support": "full", "description": "V(look) refuses as usual; the other steps do nothing."},
+    "diff_mode": {"support": "none", "description": "The burn-in leaves the host as it found it."}},
+  "options": {
+    "home": {"description": "longhaul_home on the host.", "type": "path", "required": true},
+    "instance": {"description": "Name of the burn-in's own endpoint.", "type": "str", "default": "burnin"},
+    "state": {"description": "Which step.",
+      "type": "str", "choices": ["look", "begun", "reduced", "judged", "ended"], "required": true},
+    "host_instance": {"description": "The endpoint whose local facts keep the verdict.", "type": "str", "default": "default"},
+    "run_id": {"description": "Name of the run.", "type": "str", "default": ""},
+    "name": {"description": "The host's name in the results.", "type": "str", "default": ""},
+    "replace": {"description": "Stop what serves here.", "type": "bool", "default": false},
+    "stop_timeout_s": {"description": "Seconds until a stopping engine is killed.", "type": "int", "default": 60},
+    "limits": {"description": "What a healthy host shows (longhaul.burnin.judge.Limits).", "type": "dict", "default": {}},
+    "script": {"description": "The all-reduce program's text.", "type": "str", "default": ""},
+    "gpu_indexes": {"description": "GPUs of the endpoint, which must be empty (V(begun)); none means all.",
+      "type": "list", "elements": "int", "default": []},
+    "mib": {"description": "Size of the all-reduced buffer in MiB.", "type": "int", "default": 1024},
+    "device": {"description": "cuda, rocm or cpu (V(begun)).", "type": "str", "default": "cuda"},
+    "timeout_s": {"description": "Seconds for the all-reduce.", "type": "int", "default": 180},
+    "allreduce": {"description": "What V(reduced) returned.", "type": "dict"},
+    "failure": {"description": "Why the burn-in ended early.", "type": "str", "default": ""},
+    "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
 
 EXAMPLES = r"""
@@ -54,7 +54,7 @@ checks: {description: One line a finding., returned: state judged, type: list}
 out_dir: {description: Where the evidence lies., returned: state judged, type: str}
 """
 
-from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
+from ansible.module_utils.longhaul_module import endpoint, run_module
 
 from typing import Any
 
@@ -117,28 +117,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
-    run_module(
-        {
-            **ENDPOINT,
-            "instance": {"type": "str", "default": "burnin"},
-            "state": {"type": "str", "choices": ["look", "begun", "reduced", "judged", "ended"], "required": True},
-            "host_instance": {"type": "str", "default": "default"},
-            "run_id": {"type": "str", "default": ""},
-            "name": {"type": "str", "default": ""},
-            "replace": {"type": "bool", "default": False},
-            "stop_timeout_s": {"type": "int", "default": 60},
-            "limits": {"type": "dict", "default": {}},
-            "script": {"type": "str", "default": ""},
-            "gpu_indexes": {"type": "list", "elements": "int", "default": []},
-            "mib": {"type": "int", "default": 1024},
-            "device": {"type": "str", "default": "cuda"},
-            "timeout_s": {"type": "int", "default": 180},
-            "allreduce": {"type": "dict"},
-            "failure": {"type": "str", "default": ""},
-        },
-        work,
-    )
+    run_module(DOCUMENTATION, work)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,35 @@
 #!/usr/bin/python
-"""Check variables or a host; refuse with one line a finding."""
-
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: longhaul_check
-short_description: Check variables or a host before anything changes
-description:
-  - A check runs where all options that it needs are given (longhaul.deploy.preflight). Never changes anything.
-  - Delegated to localhost it runs inside Ansible itself (plugins/action), which saves a process per host.
-attributes:
-  check_mode: {support: full, description: Changes nothing with or without it.}
-  diff_mode: {support: none, description: It changes nothing.}
-author: [Longhaul]
-options:
-  home: {description: longhaul_home on the host., type: path}
-  instance: {description: Name of the endpoint on this host., type: str, default: default}
-  engine: {description: "name, version, runtime, settings; variables: names of all C(engine_*) variables of the host.", type: dict}
-  compare: {description: "files and sets: the two sets of variables of a comparison.", type: dict}
-  model_store: {description: "source, path, hub_repo, dummy.", type: dict}
-  ladder:
-    description: ladder_tokens, concurrency, output_tokens, context_tokens; deployed_context_tokens counts before that one.
-    type: dict
-  needed_bytes: {description: Free disk that the home needs., type: int}
-  port: {description: Port that must be free or our own., type: int}
-  host: {description: Address of that port., type: str, default: 127.0.0.1}
-  model_path: {description: "A model folder that must hold config.json.", type: path}
-  model_path_required: {description: Refuse when O(model_path) is not there., type: bool, default: false}
-  model_config: {description: "config.json as data, where it is known already.", type: dict}
-  context_tokens: {description: "The context to hold against the model's positions.", type: str}
-  shm: {description: "engine, version, runtime, device, ranks, ipc, shm_size.", type: dict}
-  endpoints: {description: "Lists of inventory name, address, home, instance, port.", type: list, elements: list}
-  progress_file: {description: Set by the action plugin., type: path}
+{
+  "module": "longhaul_check",
+  "short_description": "Check variables or a host before anything changes",
+  "description": [
+    "A check runs where all options that it needs are given (longhaul.deploy.preflight). Never changes anything.",
+    "Delegated to localhost it runs inside Ansible itself (plugins/action), which saves a process per host."],
+  "attributes": {
+    "check_mode": {"support": "full", "description": "Changes nothing with or without it."},
+    "diff_mode": {"support": "none", "description": "It changes nothing."}},
+  "options": {
+    "home": {"description": "longhaul_home on the host.", "type": "path"},
+    "instance": {"description": "Name of the endpoint on this host.", "type": "str", "default": "default"},
+    "engine": {"description": "name, version, runtime, settings; variables: names of all C(engine_*) variables of the host.",
+      "type": "dict"},
+    "compare": {"description": "files and sets: the two sets of variables of a comparison.", "type": "dict"},
+    "model_store": {"description": "source, path, hub_repo, dummy.", "type": "dict"},
+    "ladder": {"description": "ladder_tokens, concurrency, output_tokens, context_tokens, deployed_context_tokens (counts first).",
+      "type": "dict"},
+    "needed_bytes": {"description": "Free disk that the home needs.", "type": "int"},
+    "port": {"description": "Port that must be free or our own.", "type": "int"},
+    "host": {"description": "Address of that port.", "type": "str", "default": "127.0.0.1"},
+    "model_path": {"description": "A model folder that must hold config.json.", "type": "path"},
+    "model_path_required": {"description": "Refuse when O(model_path) is not there.", "type": "bool", "default": false},
+    "model_config": {"description": "config.json as data, where it is known already.", "type": "dict"},
+    "context_tokens": {"description": "The context to hold against the model's positions.", "type": "str"},
+    "shm": {"description": "engine, version, runtime, device, ranks, ipc, shm_size.", "type": "dict"},
+    "endpoints": {"description": "Lists of inventory name, address, home, instance, port.", "type": "list", "elements": "list"},
+    "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
 
 EXAMPLES = r"""
@@ -62,27 +60,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
-    run_module(
-        {
-            "home": {"type": "path"},
-            "instance": {"type": "str", "default": "default"},
-            "engine": {"type": "dict"},
-            "compare": {"type": "dict"},
-            "model_store": {"type": "dict"},
-            "ladder": {"type": "dict"},
-            "needed_bytes": {"type": "int"},
-            "port": {"type": "int"},
-            "host": {"type": "str", "default": "127.0.0.1"},
-            "model_path": {"type": "path"},
-            "model_path_required": {"type": "bool", "default": False},
-            "model_config": {"type": "dict"},
-            "context_tokens": {"type": "str"},
-            "shm": {"type": "dict"},
-            "endpoints": {"type": "list", "elements": "list"},
-        },
-        work,
-    )
+    run_module(DOCUMENTATION, work)
 
 
 if __name__ == "__main__":

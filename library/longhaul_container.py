@@ -1,26 +1,25 @@
 #!/usr/bin/python
-"""Make a host ready for an engine's container: is the image there, is the launcher?"""
-
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: longhaul_container
-short_description: Make a host ready for an engine's container
-description:
-  - Writes the launcher, which becomes the engine inside the container. Says whether the image is on this host, with id and digest.
-  - Does not pull; community.docker does. M(longhaul_service) makes the container.
-attributes:
-  check_mode: {support: full, description: Writes no file.}
-  diff_mode: {support: full, description: Shows the launcher before and after.}
-author: [Longhaul]
-options:
-  home: {description: longhaul_home on the host., type: path, required: true}
-  instance: {description: Name of the endpoint on this host., type: str, default: default}
-  image: {description: "Image with tag.", type: str, required: true}
-  digest: {description: "sha256 of the image in its registry, or its own id.", type: str}
-  launcher: {description: Text of the launcher., type: str}
-  required: {description: Refuse when the image is not there., type: bool, default: false}
-  progress_file: {description: Set by the action plugin., type: path}
+{
+  "module": "longhaul_container",
+  "short_description": "Make a host ready for an engine's container",
+  "description": [
+    "Writes the launcher, which becomes the engine inside the container.",
+    "Says whether the image is on this host, with id and digest.",
+    "Does not pull; community.docker does. M(longhaul_service) makes the container."],
+  "attributes": {
+    "check_mode": {"support": "full", "description": "Writes no file."},
+    "diff_mode": {"support": "full", "description": "Shows the launcher before and after."}},
+  "options": {
+    "home": {"description": "longhaul_home on the host.", "type": "path", "required": true},
+    "instance": {"description": "Name of the endpoint on this host.", "type": "str", "default": "default"},
+    "image": {"description": "Image with tag.", "type": "str", "required": true},
+    "digest": {"description": "sha256 of the image in its registry, or its own id.", "type": "str"},
+    "launcher": {"description": "Text of the launcher.", "type": "str"},
+    "required": {"description": "Refuse when the image is not there.", "type": "bool", "default": false},
+    "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
 
 EXAMPLES = r"""
@@ -36,7 +35,7 @@ image_id: {description: Its own id., returned: when present, type: str}
 digest: {description: What its registry calls it., returned: when known, type: str}
 """
 
-from ansible.module_utils.longhaul_module import ENDPOINT, diff_of, endpoint, run_module
+from ansible.module_utils.longhaul_module import diff_of, endpoint, run_module
 
 from typing import Any
 
@@ -83,17 +82,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
-    run_module(
-        {
-            **ENDPOINT,
-            "image": {"type": "str", "required": True},
-            "digest": {"type": "str"},
-            "launcher": {"type": "str"},
-            "required": {"type": "bool", "default": False},
-        },
-        work,
-    )
+    run_module(DOCUMENTATION, work)
 
 
 if __name__ == "__main__":

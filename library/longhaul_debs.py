@@ -1,22 +1,21 @@
 #!/usr/bin/python
-"""Install Debian package files from a folder on the host, without any repository."""
-
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: longhaul_debs
-short_description: Install a folder of .deb files without a repository
-description:
-  - Installs the packages of the folder that the host lacks or has in an older version, in one transaction. Uses no repository and
-    never downgrades. The folder must also hold the dependencies that the host lacks.
-attributes:
-  check_mode: {support: full, description: Installs nothing and names what it would install.}
-  diff_mode: {support: full, description: Shows the versions before and after.}
-author: [Longhaul]
-options:
-  folder: {description: Folder on the host that holds the .deb files., type: path, required: true}
-  only: {description: "Name patterns (glob) of packages to take; all when empty.", type: list, elements: str, default: []}
-  progress_file: {description: Set by the action plugin., type: path}
+{
+  "module": "longhaul_debs",
+  "short_description": "Install a folder of .deb files without a repository",
+  "description": [
+    "Installs the packages of the folder that the host lacks or has in an older version, in one transaction.",
+    "Uses no repository and never downgrades. The folder must also hold the dependencies that the host lacks."],
+  "attributes": {
+    "check_mode": {"support": "full", "description": "Installs nothing and names what it would install."},
+    "diff_mode": {"support": "full", "description": "Shows the versions before and after."}},
+  "options": {
+    "folder": {"description": "Folder on the host that holds the .deb files.", "type": "path", "required": true},
+    "only": {"description": "Name patterns (glob) of packages to take; all when empty.",
+      "type": "list", "elements": "str", "default": []},
+    "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
 
 EXAMPLES = r"""
@@ -89,14 +88,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
-    run_module(
-        {
-            "folder": {"type": "path", "required": True},
-            "only": {"type": "list", "elements": "str", "default": []},
-        },
-        work,
-    )
+    run_module(DOCUMENTATION, work)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,27 @@
 #!/usr/bin/python
-"""Write the deployed section of the local facts."""
-
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: longhaul_facts
-short_description: Write the deployed section of the local facts
-description:
-  - Keeps C(ansible_local.longhaul.deployed) equal to the current spec. Removes a verdict of another spec, because nobody has proven
-    the new one yet.
-attributes:
-  check_mode: {support: full, description: Writes no file.}
-  diff_mode: {support: full, description: Shows the fact file before and after.}
-author: [Longhaul]
-options:
-  home: {description: longhaul_home on the host., type: path, required: true}
-  instance: {description: Name of the endpoint on this host., type: str, default: default}
-  start: {description: "What M(longhaul_wait) returned; empty keeps what is known of the last start.", type: dict, default: {}}
-  planned: {description: "The capacity plan, when there is one.", type: dict}
-  drift: {description: "The engine's figures beside the plan.", type: dict}
-  run_file: {description: "run.json of a validation run: its figures and verdict become facts.", type: path}
-  state: {description: V(absent) removes the fact file., type: str, choices: [present, absent], default: present}
-  progress_file: {description: Set by the action plugin., type: path}
+{
+  "module": "longhaul_facts",
+  "short_description": "Write the deployed section of the local facts",
+  "description": [
+    "Keeps C(ansible_local.longhaul.deployed) equal to the current spec.",
+    "Removes a verdict of another spec, because nobody has proven the new one yet."],
+  "attributes": {
+    "check_mode": {"support": "full", "description": "Writes no file."},
+    "diff_mode": {"support": "full", "description": "Shows the fact file before and after."}},
+  "options": {
+    "home": {"description": "longhaul_home on the host.", "type": "path", "required": true},
+    "instance": {"description": "Name of the endpoint on this host.", "type": "str", "default": "default"},
+    "start": {"description": "What M(longhaul_wait) returned; empty keeps what is known of the last start.",
+      "type": "dict", "default": {}},
+    "planned": {"description": "The capacity plan, when there is one.", "type": "dict"},
+    "drift": {"description": "The engine's figures beside the plan.", "type": "dict"},
+    "run_file": {"description": "run.json of a validation run: its figures and verdict become facts.", "type": "path"},
+    "state": {"description": "V(absent) removes the fact file.",
+      "type": "str", "choices": ["present", "absent"], "default": "present"},
+    "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
 
 EXAMPLES = r"""
@@ -34,7 +34,7 @@ RETURN = r"""
 path: {description: The fact file., returned: always, type: str}
 """
 
-from ansible.module_utils.longhaul_module import ENDPOINT, diff_of, endpoint, run_module
+from ansible.module_utils.longhaul_module import diff_of, endpoint, run_module
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,18 +76,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
-    run_module(
-        {
-            **ENDPOINT,
-            "start": {"type": "dict", "default": {}},
-            "planned": {"type": "dict"},
-            "drift": {"type": "dict"},
-            "run_file": {"type": "path"},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        },
-        work,
-    )
+    run_module(DOCUMENTATION, work)
 
 
 if __name__ == "__main__":

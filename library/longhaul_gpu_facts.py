@@ -1,32 +1,26 @@
 #!/usr/bin/python
-"""Look at a host's GPUs and what they need, as named checks and facts."""
-
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: longhaul_gpu_facts
-short_description: Check a host's GPUs, driver, memory and clock, and return facts
-description:
-  - Looks at the PCI bus, the driver, the fabric, memory and the clock, and compares them with what is expected. Changes nothing
-    on the host except the fact file, when O(facts_dir) is given.
-  - Never fails because of a check. The caller decides by V(status).
-attributes:
-  check_mode: {support: full, description: Writes no file.}
-  diff_mode: {support: full, description: Shows the fact file before and after.}
-author: [Longhaul]
-options:
-  expected:
-    description:
-      - "What the inventory promises: gpus, gpu, memory_gib, driver_version, persistence, ecc, mig, nvlinks, pcie_width, shm_gib,
-        hugepages, clock_sync. What is not given is not judged."
-    type: dict
-    default: {}
-  driver:
-    description: "Plan the packages of a driver: distribution, major, machine, source, version, kernel_modules, nvswitch,
-      packages (in place of the planned)."
-    type: dict
-  facts_dir: {description: Where to keep the facts as C(longhaul_host.fact)., type: path}
-  progress_file: {description: Set by the action plugin., type: path}
+{
+  "module": "longhaul_gpu_facts",
+  "short_description": "Check a host's GPUs, driver, memory and clock, and return facts",
+  "description": [
+    "Looks at the PCI bus, the driver, the fabric, memory and the clock, and compares them with what is expected.",
+    "Changes nothing on the host except the fact file, when O(facts_dir) is given.",
+    "Never fails because of a check. The caller decides by V(status)."],
+  "attributes": {
+    "check_mode": {"support": "full", "description": "Writes no file."},
+    "diff_mode": {"support": "full", "description": "Shows the fact file before and after."}},
+  "options": {
+    "expected": {"description": [
+      "What the inventory promises (longhaul.host.check.Expected).",
+      "What is not given is not judged."],
+      "type": "dict", "default": {}},
+    "driver": {"description": "Plan the packages of a driver (longhaul.host.driver.plan_for).",
+      "type": "dict"},
+    "facts_dir": {"description": "Where to keep the facts as C(longhaul_host.fact).", "type": "path"},
+    "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
 
 EXAMPLES = r"""
@@ -105,15 +99,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
-    run_module(
-        {
-            "expected": {"type": "dict", "default": {}},
-            "driver": {"type": "dict"},
-            "facts_dir": {"type": "path"},
-        },
-        work,
-    )
+    run_module(DOCUMENTATION, work)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,28 @@
 #!/usr/bin/python
-"""Merge settings into a JSON file, keeping what others wrote there."""
-
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: longhaul_json_merge
-short_description: Merge settings into a JSON file and leave what others wrote
-description:
-  - Sets O(values) always, and O(defaults) only where the file says nothing. Joins lists. Remembers beside the file what it set, so
-    that a later run changes or removes exactly that. Refuses a file that is not JSON and leaves it as it is.
-attributes:
-  check_mode: {support: full, description: Writes no file.}
-  diff_mode: {support: full, description: Shows the file before and after.}
-author: [Longhaul]
-options:
-  path: {description: The JSON file on the host; made when it is missing., type: path, required: true}
-  values: {description: Settings that always hold., type: dict, default: {}}
-  defaults: {description: Settings that hold where the file is silent., type: dict, default: {}}
-  state_path: {description: Where our own part is remembered; O(path) with C(.longhaul) added when not given., type: path}
-  validate: {description: "A command that must accept the new file before it is moved into place; V(%s) is the file.", type: str}
-  mode: {description: Mode of a new file., type: str, default: "0644"}
-  backup: {description: Keep a copy of the file as it was., type: bool, default: false}
-  progress_file: {description: Set by the action plugin., type: path}
+{
+  "module": "longhaul_json_merge",
+  "short_description": "Merge settings into a JSON file and leave what others wrote",
+  "description": [
+    "Sets O(values) always, and O(defaults) only where the file says nothing. Joins lists.",
+    "Remembers beside the file what it set, so that a later run changes or removes exactly that.",
+    "Refuses a file that is not JSON and leaves it as it is."],
+  "attributes": {
+    "check_mode": {"support": "full", "description": "Writes no file."},
+    "diff_mode": {"support": "full", "description": "Shows the file before and after."}},
+  "options": {
+    "path": {"description": "The JSON file on the host; made when it is missing.", "type": "path", "required": true},
+    "values": {"description": "Settings that always hold.", "type": "dict", "default": {}},
+    "defaults": {"description": "Settings that hold where the file is silent.", "type": "dict", "default": {}},
+    "state_path": {"description": "Where our own part is remembered; O(path) with C(.longhaul) added when not given.",
+      "type": "path"},
+    "validate": {"description": "A command that must accept the new file before it is moved into place; V(%s) is the file.",
+      "type": "str"},
+    "mode": {"description": "Mode of a new file.", "type": "str", "default": "0644"},
+    "backup": {"description": "Keep a copy of the file as it was.", "type": "bool", "default": false},
+    "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
 
 EXAMPLES = r"""
@@ -102,19 +103,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
-    run_module(
-        {
-            "path": {"type": "path", "required": True},
-            "values": {"type": "dict", "default": {}},
-            "defaults": {"type": "dict", "default": {}},
-            "state_path": {"type": "path"},
-            "validate": {"type": "str"},
-            "mode": {"type": "str", "default": "0644"},
-            "backup": {"type": "bool", "default": False},
-        },
-        work,
-    )
+    run_module(DOCUMENTATION, work)
 
 
 if __name__ == "__main__":

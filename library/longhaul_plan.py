@@ -1,35 +1,37 @@
 #!/usr/bin/python
-"""Plan what an engine will hold, refuse what cannot work, compare with the engine after its start."""
-
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: longhaul_plan
-short_description: Plan what an engine will hold, and compare with the engine after its start
-description:
-  - V(gate) plans from the deployment's own settings and the host's GPUs, and refuses what cannot hold one request.
-  - V(drift) sets the engine's own figures (read from its log by M(longhaul_wait)) beside the plan.
-attributes:
-  check_mode: {support: full, description: Changes nothing with or without it.}
-  diff_mode: {support: none, description: It changes nothing.}
-author: [Longhaul]
-options:
-  checks: {description: "What M(longhaul_check) takes, for this host: looked at first (V(gate)).", type: dict, default: {}}
-  mode: {description: Before or after the start., type: str, choices: [gate, drift], default: gate}
-  engine: {description: Engine name., type: str, required: true}
-  version: {description: Engine version., type: str, required: true}
-  settings: {description: Engine settings., type: dict, required: true}
-  model_path: {description: The model's folder on the host., type: path}
-  model_config: {description: "config.json as data, where it is known before the model is there.", type: dict}
-  gpu: {description: "Name of the GPU; empty means what nvidia-smi says.", type: str, default: ""}
-  ladder_tokens: {description: Prompt lengths that validation will ask for., type: list, elements: int, default: []}
-  concurrency: {description: Requests at once that validation will ask for., type: list, elements: int, default: []}
-  output_tokens: {description: Tokens that each request generates., type: int, default: 0}
-  capacity: {description: "The engine's own figures (V(drift)).", type: dict, default: {}}
-  policy: {description: "What a refusal or a drift does: V(fail), V(warn) or V(off).", type: str, choices: [fail, warn, "off"], default: fail}
-  home: {description: "longhaul_home: figures of the last start are taken from its facts (V(drift)).", type: path}
-  instance: {description: Name of the endpoint on this host., type: str, default: default}
-  progress_file: {description: Set by the action plugin., type: path}
+{
+  "module": "longhaul_plan",
+  "short_description": "Plan what an engine will hold, and compare with the engine after its start",
+  "description": [
+    "V(gate) plans from the deployment's own settings and the host's GPUs, and refuses what cannot hold one request.",
+    "V(drift) sets the engine's own figures (read from its log by M(longhaul_wait)) beside the plan."],
+  "attributes": {
+    "check_mode": {"support": "full", "description": "Changes nothing with or without it."},
+    "diff_mode": {"support": "none", "description": "It changes nothing."}},
+  "options": {
+    "checks": {"description": "What M(longhaul_check) takes, for this host: looked at first (V(gate)).",
+      "type": "dict", "default": {}},
+    "mode": {"description": "Before or after the start.", "type": "str", "choices": ["gate", "drift"], "default": "gate"},
+    "engine": {"description": "Engine name.", "type": "str", "required": true},
+    "version": {"description": "Engine version.", "type": "str", "required": true},
+    "settings": {"description": "Engine settings.", "type": "dict", "required": true},
+    "model_path": {"description": "The model's folder on the host.", "type": "path"},
+    "model_config": {"description": "config.json as data, where it is known before the model is there.", "type": "dict"},
+    "gpu": {"description": "Name of the GPU; empty means what nvidia-smi says.", "type": "str", "default": ""},
+    "ladder_tokens": {"description": "Prompt lengths that validation will ask for.",
+      "type": "list", "elements": "int", "default": []},
+    "concurrency": {"description": "Requests at once that validation will ask for.",
+      "type": "list", "elements": "int", "default": []},
+    "output_tokens": {"description": "Tokens that each request generates.", "type": "int", "default": 0},
+    "capacity": {"description": "The engine's own figures (V(drift)).", "type": "dict", "default": {}},
+    "policy": {"description": "What a refusal or a drift does: V(fail), V(warn) or V(off).",
+      "type": "str", "choices": ["fail", "warn", "off"], "default": "fail"},
+    "home": {"description": "longhaul_home: figures of the last start are taken from its facts (V(drift)).", "type": "path"},
+    "instance": {"description": "Name of the endpoint on this host.", "type": "str", "default": "default"},
+    "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
 
 EXAMPLES = r"""
@@ -102,27 +104,7 @@ def after_start(options: dict[str, Any], settings: EngineSettings, config: dict[
 
 
 def main() -> None:
-    """Entry point."""
-    run_module(
-        {
-            "checks": {"type": "dict", "default": {}},
-            "mode": {"type": "str", "choices": ["gate", "drift"], "default": "gate"},
-            "engine": {"type": "str", "required": True},
-            "version": {"type": "str", "required": True},
-            "settings": {"type": "dict", "required": True},
-            "model_path": {"type": "path"},
-            "model_config": {"type": "dict"},
-            "gpu": {"type": "str", "default": ""},
-            "ladder_tokens": {"type": "list", "elements": "int", "default": []},
-            "concurrency": {"type": "list", "elements": "int", "default": []},
-            "output_tokens": {"type": "int", "default": 0},
-            "capacity": {"type": "dict", "default": {}},
-            "policy": {"type": "str", "choices": ["fail", "warn", "off"], "default": "fail"},
-            "home": {"type": "path"},
-            "instance": {"type": "str", "default": "default"},
-        },
-        work,
-    )
+    run_module(DOCUMENTATION, work)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,21 @@
 #!/usr/bin/python
-"""Find out what a host has of a container runtime."""
-
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: longhaul_runtime_facts
-short_description: Find out what a host has of a container runtime
-description:
-  - Asks the package database, systemd and the PCI bus in one task. Never changes anything.
-attributes:
-  check_mode: {support: full, description: Changes nothing with or without it.}
-  diff_mode: {support: none, description: It changes nothing.}
-author: [Longhaul]
-options:
-  argv:
-    description: Command that asks the package database. The names are appended, and its exit code is at most their number.
-    type: list
-    elements: str
-    required: true
-  names: {description: Names of the packages., type: list, elements: str, required: true}
-  unit: {description: The unit that must run now and at boot., type: str, default: docker.service}
-  progress_file: {description: Set by the action plugin., type: path}
+{
+  "module": "longhaul_runtime_facts",
+  "short_description": "Find out what a host has of a container runtime",
+  "description": [
+    "Asks the package database, systemd and the PCI bus in one task. Never changes anything."],
+  "attributes": {
+    "check_mode": {"support": "full", "description": "Changes nothing with or without it."},
+    "diff_mode": {"support": "none", "description": "It changes nothing."}},
+  "options": {
+    "argv": {"description": "Asks the package database. The names are appended; it exits with at most their number.",
+      "type": "list", "elements": "str", "required": true},
+    "names": {"description": "Names of the packages.", "type": "list", "elements": "str", "required": true},
+    "unit": {"description": "The unit that must run now and at boot.", "type": "str", "default": "docker.service"},
+    "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
 
 EXAMPLES = r"""
@@ -58,15 +53,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
-    run_module(
-        {
-            "argv": {"type": "list", "elements": "str", "required": True},
-            "names": {"type": "list", "elements": "str", "required": True},
-            "unit": {"type": "str", "default": "docker.service"},
-        },
-        work,
-    )
+    run_module(DOCUMENTATION, work)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,27 @@
 #!/usr/bin/python
-"""Start, stop, restart or remove an endpoint's engine under its runtime."""
-
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: longhaul_service
-short_description: Start, stop, restart or remove an endpoint's engine under its runtime
-description:
-  - The deployed spec names the runtime. Runtime process keeps supervisord's configuration, starts supervisord when needed, and
-    drives the one program of this endpoint. Runtime docker makes one container per spec and keeps the one before, stopped, to
-    return to.
-  - A start returns at once; M(longhaul_wait) watches it. The port is checked before any start.
-attributes:
-  check_mode: {support: full, description: Says what would change and changes nothing.}
-  diff_mode: {support: full, description: "Shows the engine's state and the configuration files that change."}
-author: [Longhaul]
-options:
-  home: {description: longhaul_home on the host., type: path, required: true}
-  instance: {description: Name of the endpoint on this host., type: str, default: default}
-  state:
-    description: Wanted state. V(restarted) always stops and starts; V(configured) only writes the configuration;
-      V(pruned) removes what is kept for specs that are neither current nor previous.
-    type: str
-    choices: [configured, started, stopped, restarted, pruned, absent]
-    required: true
-  stop_timeout_s: {description: Seconds until a stopping engine is killed., type: int, default: 60}
-  progress_file: {description: Set by the action plugin., type: path}
+{
+  "module": "longhaul_service",
+  "short_description": "Start, stop, restart or remove an endpoint's engine under its runtime",
+  "description": [
+    "The deployed spec names the runtime.",
+    "Runtime process keeps supervisord's configuration, starts it when needed, and drives the one program of this endpoint.",
+    "Runtime docker makes one container per spec and keeps the one before, stopped, to return to.",
+    "A start returns at once; M(longhaul_wait) watches it. The port is checked before any start."],
+  "attributes": {
+    "check_mode": {"support": "full", "description": "Says what would change and changes nothing."},
+    "diff_mode": {"support": "full", "description": "Shows the engine's state and the configuration files that change."}},
+  "options": {
+    "home": {"description": "longhaul_home on the host.", "type": "path", "required": true},
+    "instance": {"description": "Name of the endpoint on this host.", "type": "str", "default": "default"},
+    "state": {"description": [
+      "Wanted state. V(restarted) always stops and starts; V(configured) only writes the configuration;",
+      "V(pruned) removes what is kept for specs that are neither current nor previous."],
+      "type": "str", "choices": ["configured", "started", "stopped", "restarted", "pruned", "absent"], "required": true},
+    "stop_timeout_s": {"description": "Seconds until a stopping engine is killed.", "type": "int", "default": 60},
+    "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
 
 EXAMPLES = r"""
@@ -42,12 +38,12 @@ started: {description: Whether this task started it., returned: always, type: bo
 log_offset: {description: Where this start begins in the log., returned: always, type: int}
 """
 
-from ansible.module_utils.longhaul_module import ENDPOINT, diff_of, endpoint, run_module
+from ansible.module_utils.longhaul_module import diff_of, endpoint, run_module
 
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.longhaul.deploy.service import STATES, reach
+from ansible.module_utils.longhaul.deploy.service import reach
 from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
@@ -69,15 +65,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
-    run_module(
-        {
-            **ENDPOINT,
-            "state": {"type": "str", "choices": list(STATES), "required": True},
-            "stop_timeout_s": {"type": "int", "default": 60},
-        },
-        work,
-    )
+    run_module(DOCUMENTATION, work)
 
 
 if __name__ == "__main__":

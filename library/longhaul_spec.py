@@ -1,42 +1,38 @@
 #!/usr/bin/python
-"""Render an endpoint's spec and make it current."""
-
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: longhaul_spec
-short_description: Render an endpoint's spec and make it current
-description:
-  - Turns settings into the engine's argv for its version and writes C(spec/current.json) atomically. The spec that it replaces
-    becomes C(spec/previous.json). Reports a change exactly when the deployment changes.
-attributes:
-  check_mode: {support: full, description: Writes no file.}
-  diff_mode: {support: full, description: Shows the spec that is replaced and the one that replaces it.}
-author: [Longhaul]
-options:
-  home: {description: longhaul_home on the host., type: path, required: true}
-  instance: {description: Name of the endpoint on this host., type: str, default: default}
-  state:
-    description:
-      - V(present) renders and stores. V(read) only reads. V(previous) swaps current and previous (a rollback by hand).
-      - V(returned) goes back from a spec that failed and keeps it as C(spec/failed.json).
-      - V(proven) ends a roll; from now on a rollback may return to the current spec.
-    type: str
-    choices: [present, previous, read, returned, proven]
-    default: present
-  engine: {description: Engine name., type: str}
-  version: {description: Engine version., type: str}
-  runtime: {description: Where it runs., type: str, choices: [process, docker]}
-  settings: {description: Engine settings (see longhaul.engines.settings.EngineSettings)., type: dict, default: {}}
-  python: {description: The interpreter that argv starts with., type: str}
-  environment_hash: {description: Hash of the installed set (runtime process)., type: str}
-  container:
-    description: Image, digest, mounts, limits (longhaul.deploy.runtimes.container.ContainerSettings). A runtime without containers
-      ignores it.
-    type: dict
-  model: {description: "Where the model came from.", type: dict, default: {}}
-  probe: {description: "Also ask whether the engine of the deployed spec runs, answers, and is in the facts.", type: bool, default: false}
-  progress_file: {description: Set by the action plugin., type: path}
+{
+  "module": "longhaul_spec",
+  "short_description": "Render an endpoint's spec and make it current",
+  "description": [
+    "Turns settings into the engine's argv for its version and writes C(spec/current.json) atomically.",
+    "The spec that it replaces becomes C(spec/previous.json). Reports a change exactly when the deployment changes."],
+  "attributes": {
+    "check_mode": {"support": "full", "description": "Writes no file."},
+    "diff_mode": {"support": "full", "description": "Shows the spec that is replaced and the one that replaces it."}},
+  "options": {
+    "home": {"description": "longhaul_home on the host.", "type": "path", "required": true},
+    "instance": {"description": "Name of the endpoint on this host.", "type": "str", "default": "default"},
+    "state": {"description": [
+      "V(present) renders and stores. V(read) only reads. V(previous) swaps current and previous (a rollback by hand).",
+      "V(returned) goes back from a spec that failed and keeps it as C(spec/failed.json).",
+      "V(proven) ends a roll; from now on a rollback may return to the current spec."],
+      "type": "str", "choices": ["present", "previous", "read", "returned", "proven"], "default": "present"},
+    "engine": {"description": "Engine name.", "type": "str"},
+    "version": {"description": "Engine version.", "type": "str"},
+    "runtime": {"description": "Where it runs.", "type": "str", "choices": ["process", "docker"]},
+    "settings": {"description": "Engine settings (see longhaul.engines.settings.EngineSettings).", "type": "dict", "default": {}},
+    "python": {"description": "The interpreter that argv starts with.", "type": "str"},
+    "environment_hash": {"description": "Hash of the installed set (runtime process).", "type": "str"},
+    "container": {"description": [
+      "Image, digest, mounts, limits (longhaul.deploy.runtimes.container.ContainerSettings).",
+      "A runtime without containers ignores it."],
+      "type": "dict"},
+    "model": {"description": "Where the model came from.", "type": "dict", "default": {}},
+    "probe": {"description": "Also ask whether the engine of the deployed spec runs, answers, and is in the facts.",
+      "type": "bool", "default": false},
+    "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
 
 EXAMPLES = r"""
@@ -54,14 +50,14 @@ healthy: {description: Whether the engine of the deployed spec runs and answers.
 recorded: {description: Whether the facts name the deployed spec., returned: "with O(probe)", type: bool}
 """
 
-from ansible.module_utils.longhaul_module import ENDPOINT, diff_of, endpoint, run_module
+from ansible.module_utils.longhaul_module import diff_of, endpoint, run_module
 
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.layout import Layout
 from ansible.module_utils.longhaul.deploy.rolling import is_unproven, proven, unproven
-from ansible.module_utils.longhaul.deploy.runtimes.registry import RUNTIMES, healthy, runtime_kind
+from ansible.module_utils.longhaul.deploy.runtimes.registry import healthy, runtime_kind
 from ansible.module_utils.longhaul.deploy.spec import (
     Spec,
     give_back,
@@ -138,23 +134,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
-    run_module(
-        {
-            **ENDPOINT,
-            "state": {"type": "str", "choices": ["present", "previous", "read", "returned", "proven"], "default": "present"},
-            "engine": {"type": "str"},
-            "version": {"type": "str"},
-            "runtime": {"type": "str", "choices": list(RUNTIMES)},
-            "settings": {"type": "dict", "default": {}},
-            "python": {"type": "str"},
-            "environment_hash": {"type": "str"},
-            "container": {"type": "dict"},
-            "model": {"type": "dict", "default": {}},
-            "probe": {"type": "bool", "default": False},
-        },
-        work,
-    )
+    run_module(DOCUMENTATION, work)
 
 
 if __name__ == "__main__":

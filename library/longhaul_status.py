@@ -1,23 +1,21 @@
 #!/usr/bin/python
-"""Read the status of an endpoint, or the end of its log."""
-
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: longhaul_status
-short_description: Read the status of an endpoint, or the end of its log
-attributes:
-  check_mode: {support: full, description: Changes nothing with or without it.}
-  diff_mode: {support: none, description: It changes nothing.}
-author: [Longhaul]
-description:
-  - Deployed, healthy, last verdict and its age, KV use. Changes nothing.
-options:
-  home: {description: longhaul_home on the host., type: path, required: true}
-  instance: {description: Name of the endpoint on this host., type: str, default: default}
-  log_lines: {description: How many lines of the log to return., type: int, default: 0}
-  log_grep: {description: Only lines that match this expression., type: str, default: ""}
-  progress_file: {description: Set by the action plugin., type: path}
+{
+  "module": "longhaul_status",
+  "short_description": "Read the status of an endpoint, or the end of its log",
+  "description": [
+    "Deployed, healthy, last verdict and its age, KV use. Changes nothing."],
+  "attributes": {
+    "check_mode": {"support": "full", "description": "Changes nothing with or without it."},
+    "diff_mode": {"support": "none", "description": "It changes nothing."}},
+  "options": {
+    "home": {"description": "longhaul_home on the host.", "type": "path", "required": true},
+    "instance": {"description": "Name of the endpoint on this host.", "type": "str", "default": "default"},
+    "log_lines": {"description": "How many lines of the log to return.", "type": "int", "default": 0},
+    "log_grep": {"description": "Only lines that match this expression.", "type": "str", "default": ""},
+    "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
 
 EXAMPLES = r"""
@@ -31,7 +29,7 @@ state: {description: "absent, up or down.", returned: always, type: str}
 log_tail: {description: Lines., returned: when log_lines is given, type: list}
 """
 
-from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
+from ansible.module_utils.longhaul_module import endpoint, run_module
 
 import dataclasses
 import re
@@ -58,8 +56,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
-    run_module({**ENDPOINT, "log_lines": {"type": "int", "default": 0}, "log_grep": {"type": "str", "default": ""}}, work)
+    run_module(DOCUMENTATION, work)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,35 @@
 #!/usr/bin/python
-"""Prove that a running engine holds the context it promises."""
-
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: longhaul_validate
-short_description: Prove that a running engine holds the context it promises
-description:
-  - Sends a ladder of prompts of exact length as token ids, streams the answers, reads the server's counters before and after,
-    and judges each point PASS, FAIL, INVALID or INCONCLUSIVE.
-  - Every request is on disk the moment it ends (C(requests.jsonl) in O(out_dir)); C(run.json) holds the result.
-  - Where the server dies, the first reason is the cause that its log names, if it is deployed here and measured from its own host.
-  - A verdict other than PASS does not fail the task; the playbook's gate does, after the reports are written.
-  - Reports no change - a measurement is not a change of the host.
-attributes:
-  check_mode: {support: full, description: Sends no request.}
-  diff_mode: {support: none, description: It changes nothing.}
-author: [Longhaul]
-options:
-  spec: {description: The endpoint's spec., type: dict, required: true}
-  name: {description: The host's name in the results., type: str, required: true}
-  run_id: {description: Name of the run., type: str, required: true}
-  out_dir: {description: Folder of this run's evidence., type: path, required: true}
-  cache_dir: {description: Where tokenized corpora are kept., type: path, required: true}
-  copy_to: {description: Write the result (run.json) to this file as well., type: path}
-  url: {description: Address of the server; empty means the spec's., type: str, default: ""}
-  api_key_file: {description: File with the API key; by default the one in the spec., type: path}
-  remote: {description: The module runs on another machine than the server., type: bool, default: false}
-  facts_home: {description: "longhaul_home, to write the local facts; without it none are written.", type: path}
-  instance: {description: Name of the endpoint on its host., type: str, default: default}
-  options: {description: "The ladder and everything else (see longhaul.deploy.endpoint_test.config_from_options).", type: dict, required: true}
-  progress_file: {description: Set by the action plugin., type: path}
+{
+  "module": "longhaul_validate",
+  "short_description": "Prove that a running engine holds the context it promises",
+  "description": [
+    "Sends a ladder of prompts of exact length as token ids, streams the answers, reads the server's counters before and after.",
+    "Judges each point PASS, FAIL, INVALID or INCONCLUSIVE.",
+    "Every request is on disk the moment it ends (C(requests.jsonl) in O(out_dir)); C(run.json) holds the result.",
+    "If the server dies and is deployed on the host that measures, the first reason is the cause that its log names.",
+    "A verdict other than PASS does not fail the task; the playbook's gate does, after the reports are written.",
+    "Reports no change - a measurement is not a change of the host."],
+  "attributes": {
+    "check_mode": {"support": "full", "description": "Sends no request."},
+    "diff_mode": {"support": "none", "description": "It changes nothing."}},
+  "options": {
+    "spec": {"description": "The endpoint's spec.", "type": "dict", "required": true},
+    "name": {"description": "The host's name in the results.", "type": "str", "required": true},
+    "run_id": {"description": "Name of the run.", "type": "str", "required": true},
+    "out_dir": {"description": "Folder of this run's evidence.", "type": "path", "required": true},
+    "cache_dir": {"description": "Where tokenized corpora are kept.", "type": "path", "required": true},
+    "copy_to": {"description": "Write the result (run.json) to this file as well.", "type": "path"},
+    "url": {"description": "Address of the server; empty means the spec's.", "type": "str", "default": ""},
+    "api_key_file": {"description": "File with the API key; by default the one in the spec.", "type": "path"},
+    "remote": {"description": "The module runs on another machine than the server.", "type": "bool", "default": false},
+    "facts_home": {"description": "longhaul_home, to write the local facts; without it none are written.", "type": "path"},
+    "instance": {"description": "Name of the endpoint on its host.", "type": "str", "default": "default"},
+    "options": {"description": "The ladder and everything else (see longhaul.deploy.endpoint_test.config_from_options).",
+      "type": "dict", "required": true},
+    "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
 
 EXAMPLES = r"""
@@ -104,24 +103,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
-    run_module(
-        {
-            "spec": {"type": "dict", "required": True},
-            "name": {"type": "str", "required": True},
-            "run_id": {"type": "str", "required": True},
-            "out_dir": {"type": "path", "required": True},
-            "copy_to": {"type": "path"},
-            "cache_dir": {"type": "path", "required": True},
-            "url": {"type": "str", "default": ""},
-            "api_key_file": {"type": "path", "no_log": False},
-            "remote": {"type": "bool", "default": False},
-            "facts_home": {"type": "path"},
-            "instance": {"type": "str", "default": "default"},
-            "options": {"type": "dict", "required": True},
-        },
-        work,
-    )
+    run_module(DOCUMENTATION, work)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,33 @@
 #!/usr/bin/python
-"""Build a virtual environment from a pinned lock."""
-
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: longhaul_venv
-short_description: Build a virtual environment from a pinned lock
-description:
-  - Makes O(path) an environment that holds exactly the packages of O(lock); does nothing when it already does.
-  - Progress is shown while it runs.
-attributes:
-  check_mode: {support: full, description: Builds nothing and says whether it would.}
-  diff_mode: {support: none, description: An environment is no text.}
-author: [Longhaul]
-options:
-  path: {description: Folder of the environment., type: path, required: true}
-  lock: {description: "Text of the lock: name==version lines.", type: str}
-  requirements: {description: Unpinned requirements; resolved by pip with their dependencies., type: list, elements: str}
-  python: {description: "Interpreters to try, in order: names or paths.", type: list, elements: str, required: true}
-  extra_index_urls: {description: Asked only for packages with a local version such as 2.13.0+cpu., type: list, elements: str, default: []}
-  wheelhouse: {description: "A folder of wheels on the host; pip then asks no index.", type: path}
-  system_site_packages: {description: Let the environment see the interpreter's own packages., type: bool, default: false}
-  tools: {description: "A folder where uv lies or is brought to; without it pip installs.", type: path}
-  with_pip: {description: "Whether pip is wanted in it; without, a small environment is made much faster.", type: bool, default: true}
-  needed_bytes: {description: Free disk required before anything is installed., type: int, default: 0}
-  progress_file: {description: Set by the action plugin., type: path}
+{
+  "module": "longhaul_venv",
+  "short_description": "Build a virtual environment from a pinned lock",
+  "description": [
+    "Makes O(path) an environment that holds exactly the packages of O(lock); does nothing when it already does.",
+    "Progress is shown while it runs."],
+  "attributes": {
+    "check_mode": {"support": "full", "description": "Builds nothing and says whether it would."},
+    "diff_mode": {"support": "none", "description": "An environment is no text."}},
+  "options": {
+    "path": {"description": "Folder of the environment.", "type": "path", "required": true},
+    "lock": {"description": "Text of the lock: name==version lines.", "type": "str"},
+    "requirements": {"description": "Unpinned requirements; resolved by pip with their dependencies.",
+      "type": "list", "elements": "str"},
+    "python": {"description": "Interpreters to try, in order: names or paths.",
+      "type": "list", "elements": "str", "required": true},
+    "extra_index_urls": {"description": "Asked only for packages with a local version such as 2.13.0+cpu.",
+      "type": "list", "elements": "str", "default": []},
+    "wheelhouse": {"description": "A folder of wheels on the host; pip then asks no index.", "type": "path"},
+    "system_site_packages": {"description": "Let the environment see the interpreter's own packages.",
+      "type": "bool", "default": false},
+    "tools": {"description": "A folder where uv lies or is brought to; without it pip installs.", "type": "path"},
+    "with_pip": {"description": "Whether pip is wanted in it; without, a small environment is made much faster.",
+      "type": "bool", "default": true},
+    "needed_bytes": {"description": "Free disk required before anything is installed.", "type": "int", "default": 0},
+    "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
 
 EXAMPLES = r"""
@@ -90,22 +93,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
-    run_module(
-        {
-            "path": {"type": "path", "required": True},
-            "lock": {"type": "str"},
-            "requirements": {"type": "list", "elements": "str"},
-            "python": {"type": "list", "elements": "str", "required": True},
-            "extra_index_urls": {"type": "list", "elements": "str", "default": []},
-            "wheelhouse": {"type": "path"},
-            "system_site_packages": {"type": "bool", "default": False},
-            "needed_bytes": {"type": "int", "default": 0},
-            "tools": {"type": "path"},
-            "with_pip": {"type": "bool", "default": True},
-        },
-        work,
-    )
+    run_module(DOCUMENTATION, work)
 
 
 if __name__ == "__main__":

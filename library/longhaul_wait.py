@@ -1,24 +1,24 @@
 #!/usr/bin/python
-"""Watch an engine start until it is ready, dead or late."""
-
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: longhaul_wait
-short_description: Watch an engine start until it is ready, dead or late
-description:
-  - Follows the engine's log and shows its phases. When the process dies, ends within a second with cause, evidence and advice.
-attributes:
-  check_mode: {support: full, description: Watches nothing and returns at once.}
-  diff_mode: {support: none, description: It changes nothing.}
-author: [Longhaul]
-options:
-  home: {description: longhaul_home on the host., type: path, required: true}
-  instance: {description: Name of the endpoint on this host., type: str, default: default}
-  timeout_s: {description: Seconds until a start that is neither ready nor dead is given up., type: int, default: 3600}
-  log_offset: {description: Where this start begins in the log., type: int, default: 0}
-  api_key_file: {description: A file on the host that holds the API key., type: path}
-  progress_file: {description: Set by the action plugin., type: path}
+{
+  "module": "longhaul_wait",
+  "short_description": "Watch an engine start until it is ready, dead or late",
+  "description": [
+    "Follows the engine's log and shows its phases.",
+    "When the process dies, ends within a second with cause, evidence and advice."],
+  "attributes": {
+    "check_mode": {"support": "full", "description": "Watches nothing and returns at once."},
+    "diff_mode": {"support": "none", "description": "It changes nothing."}},
+  "options": {
+    "home": {"description": "longhaul_home on the host.", "type": "path", "required": true},
+    "instance": {"description": "Name of the endpoint on this host.", "type": "str", "default": "default"},
+    "timeout_s": {"description": "Seconds until a start that is neither ready nor dead is given up.",
+      "type": "int", "default": 3600},
+    "log_offset": {"description": "Where this start begins in the log.", "type": "int", "default": 0},
+    "api_key_file": {"description": "A file on the host that holds the API key.", "type": "path"},
+    "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
 
 EXAMPLES = r"""
@@ -36,7 +36,7 @@ capacity: {description: "The engine's own capacity figures.", returned: when its
 diagnosis: {description: "cause, evidence, advice.", returned: failure, type: dict}
 """
 
-from ansible.module_utils.longhaul_module import ENDPOINT, endpoint, run_module
+from ansible.module_utils.longhaul_module import endpoint, run_module
 
 from typing import Any
 
@@ -62,16 +62,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point."""
-    run_module(
-        {
-            **ENDPOINT,
-            "timeout_s": {"type": "int", "default": 3600},
-            "log_offset": {"type": "int", "default": 0},
-            "api_key_file": {"type": "path", "no_log": False},
-        },
-        work,
-    )
+    run_module(DOCUMENTATION, work)
 
 
 if __name__ == "__main__":

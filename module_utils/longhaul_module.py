@@ -5,14 +5,13 @@ A module imports this file before anything of the package, because here a Python
 
 from __future__ import annotations
 
+import json
 import sys
 
 LEAST_PYTHON = (3, 10)
 
 # Ansible still talks to older ones.
 if sys.version_info < LEAST_PYTHON:
-    import json
-
     print(
         json.dumps(
             {
@@ -24,7 +23,7 @@ if sys.version_info < LEAST_PYTHON:
     )
     sys.exit(1)
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -32,24 +31,26 @@ from ansible.module_utils.longhaul.deploy.layout import Layout, layout
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.progress import ProgressWriter
 
-# Added to each module's own options. progress_file is set by the action plugin, never by a person.
-PROGRESS: dict[str, Any] = {"progress_file": {"type": "path"}}
-ENDPOINT: dict[str, Any] = {
-    "home": {"type": "path", "required": True},
-    "instance": {"type": "str", "default": "default"},
-}
+
+def argument_spec(documentation: str) -> dict[str, Any]:
+    """A module's arguments as its DOCUMENTATION tells them: in JSON, which is YAML that a host can read without a library."""
+    options: dict[str, dict[str, Any]] = json.loads(documentation)["options"]
+    # A path is no secret, whatever its name.
+    return {
+        name: {
+            **{k: v for k, v in option.items() if k != "description"},
+            **({"no_log": False} if option["type"] == "path" else {}),
+        }
+        for name, option in options.items()
+    }
 
 
-def run_module(
-    argument_spec: Mapping[str, Any],
-    work: Callable[[AnsibleModule, ProgressWriter], dict[str, Any]],
-    **more: Any,
-) -> None:
+def run_module(documentation: str, work: Callable[[AnsibleModule, ProgressWriter], dict[str, Any]], **more: Any) -> None:
     """Run ``work`` and exit. A UserError becomes ``msg`` (one line) with found, required and fix beside it.
 
     A ``diff`` in the result is shown with ``--diff`` only.
     """
-    module = AnsibleModule(argument_spec={**argument_spec, **PROGRESS}, supports_check_mode=True, **more)
+    module = AnsibleModule(argument_spec=argument_spec(documentation), supports_check_mode=True, **more)
     progress = ProgressWriter(module.params["progress_file"])
     try:
         result = work(module, progress)
@@ -60,8 +61,7 @@ def run_module(
         progress.done()
         if not module._diff:
             result.pop("diff", None)
-        failed = result.pop("failed", False)
-        if failed:
+        if result.pop("failed", False):
             module.fail_json(**result)
         module.exit_json(**result)
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from longhaul.deploy.model_store import SOURCES
+from longhaul.deploy.runtimes.registry import RUNTIMES
+from longhaul.deploy.service import STATES
 from support.paths import ROOT
 
 MODULES = sorted((ROOT / "library").glob("*.py"))
@@ -82,6 +85,12 @@ def test_the_documented_options_are_the_modules_arguments(path: Path, tmp_path: 
         assert option["type"] == argument.get("type", "str"), name
         for key in ("required", "default", "choices", "elements"):
             assert option.get(key) == argument.get(key), f"{name}: {key}"
+
+
+def test_the_documented_choices_are_those_of_the_package() -> None:
+    for module, option, known in (("spec", "runtime", RUNTIMES), ("service", "state", STATES), ("model", "source", SOURCES)):
+        documented = json.loads(texts(ROOT / "library" / f"longhaul_{module}.py")["DOCUMENTATION"])["options"]
+        assert sorted(documented[option]["choices"]) == sorted(known)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
