@@ -58,14 +58,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.layout import Layout
 from ansible.module_utils.longhaul.deploy.rolling import is_unproven, proven, unproven
 from ansible.module_utils.longhaul.deploy.runtimes.registry import healthy, runtime_kind
-from ansible.module_utils.longhaul.deploy.spec import (
-    Spec,
-    give_back,
-    load_spec,
-    render_spec,
-    restore_previous,
-    store_spec,
-)
+from ansible.module_utils.longhaul.deploy.spec import Spec, give_back, load_spec, render_spec, restore_previous, store_spec
 from ansible.module_utils.longhaul.engines.settings import settings_from
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.files import read_json, to_json

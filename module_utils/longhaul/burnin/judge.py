@@ -65,11 +65,7 @@ def judge(
 
     ``failure`` is why the burn-in ended before there was a result. What could not be measured by then is not judged.
     """
-    hardware = [
-        *_gpu_checks(loads, limits, on_gpu),
-        _ecc(before, after, on_gpu),
-        _allreduce(allreduce, limits),
-    ]
+    hardware = [*_gpu_checks(loads, limits, on_gpu), _ecc(before, after, on_gpu), _allreduce(allreduce, limits)]
     if failure:
         # Idle clocks of a start that died say nothing; heat, errors and a bad link may be the very cause.
         hardware = [c for c in hardware if c.verdict is not Verdict.INCONCLUSIVE]

@@ -151,12 +151,7 @@ def fabric_state(state: HostState, expected: Expected) -> Outcome:
     bad = [gpu for gpu in told if gpu.fabric_state != "Completed" or gpu.fabric_status not in {"", "Success"}]
     said = ", ".join(sorted({f"{gpu.fabric_state}/{gpu.fabric_status or '-'}" for gpu in (bad or told)}))
     where = f" on {_which(bad)}" if bad else ""
-    return Outcome(
-        FAIL if bad else OK,
-        said + where,
-        "Completed, Success",
-        "restart nvidia-fabricmanager while no engine runs",
-    )
+    return Outcome(FAIL if bad else OK, said + where, "Completed, Success", "restart nvidia-fabricmanager while no engine runs")
 
 
 @host_check("driver")
@@ -176,10 +171,7 @@ def nvlink(state: HostState, expected: Expected) -> Outcome:
         short = any(dead for _, dead in state.nvlinks.values())
         required = "all links active"
     return Outcome(
-        FAIL if short else OK,
-        said,
-        required,
-        "look for NVLink Xids (74) in dmesg; reset the GPUs; reseat or replace the board",
+        FAIL if short else OK, said, required, "look for NVLink Xids (74) in dmesg; reset the GPUs; reseat or replace the board"
     )
 
 
@@ -197,12 +189,7 @@ def pcie_width(state: HostState, expected: Expected) -> Outcome:
     said = ", ".join(sorted({f"x{gpu.pcie_width} gen {gpu.pcie_gen}" for gpu in (narrow or gpus)}))
     where = f" on {_which(narrow)}" if narrow else ""
     required_text = f"x{expected.pcie_width}" if expected.pcie_width else "the slot's full width"
-    return Outcome(
-        FAIL if narrow else OK,
-        said + where,
-        required_text,
-        "reseat the card or riser; check the slot's bifurcation",
-    )
+    return Outcome(FAIL if narrow else OK, said + where, required_text, "reseat the card or riser; check the slot's bifurcation")
 
 
 @host_check("nvidia")

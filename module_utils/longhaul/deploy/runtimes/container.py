@@ -164,11 +164,7 @@ def create_body(spec: Spec, *, endpoint: str, spec_file: str, launcher: str) -> 
         "Image": reference(settings),
         "Entrypoint": [settings.python, LAUNCHER, SPEC],
         "Cmd": [],
-        "Labels": {
-            LABEL_ENDPOINT: endpoint,
-            LABEL_SPEC: spec.spec_id,
-            "longhaul.engine": spec.label,
-        },
+        "Labels": {LABEL_ENDPOINT: endpoint, LABEL_SPEC: spec.spec_id, "longhaul.engine": spec.label},
         "StopSignal": "SIGTERM",
         "StopTimeout": settings.stop_timeout_s,
         "Healthcheck": {
