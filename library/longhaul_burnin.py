@@ -54,17 +54,13 @@ checks: {description: One line a finding., returned: state judged, type: list}
 out_dir: {description: Where the evidence lies., returned: state judged, type: str}
 """
 
-from ansible.module_utils.longhaul_module import endpoint, run_module
+from ansible.module_utils.longhaul_module import AnsibleModule, ProgressWriter, endpoint, run_module
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.longhaul.burnin.allreduce import measure_all_reduce
-from ansible.module_utils.longhaul.burnin.conclude import conclude
-from ansible.module_utils.longhaul.burnin.host import begin, check_instance, end, evidence, refuse_if_serving, serving
+from ansible.module_utils.longhaul.burnin import host
 from ansible.module_utils.longhaul.burnin.judge import limits_from
 from ansible.module_utils.longhaul.deploy.spec import load_spec
-from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
@@ -75,43 +71,29 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     limits = limits_from(options["limits"])
     result = {"changed": False}
     if state == "look":
-        check_instance(where, options["host_instance"])
-        others = serving(where)
-        refuse_if_serving(others, options["replace"])
+        host.check_instance(where, options["host_instance"])
+        others = host.serving(where)
+        host.refuse_if_serving(others, options["replace"])
         return {**result, "serving": [other.instance for other in others]}
     if module.check_mode:
         return result
     if state == "begun":
-        found = begin(
-            where,
-            run_id,
-            replace=options["replace"],
-            stop_timeout_s=options["stop_timeout_s"],
-            on_gpu=options["device"] != "cpu",
-            gpus=options["gpu_indexes"],
-        )
-        return {**result, **found}
+        given = {name: options[name] for name in ("replace", "stop_timeout_s")}
+        return result | host.begin(where, run_id, **given, on_gpu=options["device"] != "cpu", gpus=options["gpu_indexes"])
     if state == "reduced":
         spec, script = load_spec(where), options["script"]
-        found = measure_all_reduce(where, run_id, spec, script, mib=options["mib"], timeout_s=options["timeout_s"])
+        found = host.measure_all_reduce(where, run_id, spec, script, mib=options["mib"], timeout_s=options["timeout_s"])
         return {**result, "allreduce": found}
     if state == "ended":
-        return {**result, "paused": end(where, run_id)}
-    run, facts = conclude(
-        where,
-        options["host_instance"],
-        run_id,
-        host=options["name"],
-        limits=limits,
-        allreduce=options["allreduce"],
-        failure=options["failure"],
-    )
+        return {**result, "paused": host.end(where, run_id)}
+    ends = {name: options[name] for name in ("allreduce", "failure")}
+    run, facts = host.conclude(where, options["host_instance"], run_id, host=options["name"], limits=limits, **ends)
     return {
         **result,
         "verdict": run.verdict.value,
         "reasons": [r.text for r in run.reasons],
         "checks": [str(c) for c in run.burnin.checks] if run.burnin else [],
-        "out_dir": str(evidence(where, run_id)),
+        "out_dir": str(host.evidence(where, run_id)),
         "ansible_facts": {"longhaul": facts},
     }
 

@@ -42,13 +42,11 @@ RETURN = r"""
 findings: {description: "found, required, fix, severity.", returned: always, type: list}
 """
 
-from ansible.module_utils.longhaul_module import run_module
+from ansible.module_utils.longhaul_module import AnsibleModule, ProgressWriter, run_module
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.preflight import as_result, run_checks
-from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:

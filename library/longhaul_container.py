@@ -35,16 +35,14 @@ image_id: {description: Its own id., returned: when present, type: str}
 digest: {description: What its registry calls it., returned: when known, type: str}
 """
 
-from ansible.module_utils.longhaul_module import diff_of, endpoint, run_module
+from ansible.module_utils.longhaul_module import AnsibleModule, ProgressWriter, diff_of, endpoint, run_module
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.runtimes.container import ContainerSettings, container_from, reference
 from ansible.module_utils.longhaul.deploy.runtimes.docker_api import Docker, DockerError, find_image
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.files import write_atomic
-from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:

@@ -28,17 +28,15 @@ RETURN = r"""
 installed: {description: "NAME=VERSION of what was (or would be) installed.", returned: always, type: list}
 """
 
-from ansible.module_utils.longhaul_module import diff_of, run_module
+from ansible.module_utils.longhaul_module import AnsibleModule, ProgressWriter, diff_of, run_module
 
 import fnmatch
 import re
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.host.debs import DEB_FORMAT, INSTALLED_FORMAT, needed, parse_deb, parse_installed
-from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:

@@ -34,17 +34,15 @@ RETURN = r"""
 path: {description: The fact file., returned: always, type: str}
 """
 
-from ansible.module_utils.longhaul_module import diff_of, endpoint, run_module
+from ansible.module_utils.longhaul_module import AnsibleModule, ProgressWriter, diff_of, endpoint, run_module
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.hostfacts import deployed_facts, update_facts, validated_facts
 from ansible.module_utils.longhaul.deploy.spec import load_spec
 from ansible.module_utils.longhaul.files import read_json, to_json
-from ansible.module_utils.longhaul.progress import ProgressWriter
 from ansible.module_utils.longhaul.results import load_run
 
 

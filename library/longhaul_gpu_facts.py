@@ -14,7 +14,7 @@ DOCUMENTATION = r"""
     "diff_mode": {"support": "full", "description": "Shows the fact file before and after."}},
   "options": {
     "expected": {"description": [
-      "What the inventory promises (longhaul.host.check.Expected).",
+      "What the inventory promises (longhaul.host.checks.Expected).",
       "What is not given is not judged."],
       "type": "dict", "default": {}},
     "driver": {"description": "Plan the packages of a driver (longhaul.host.driver.plan_for).",
@@ -43,20 +43,17 @@ driver_installed: {description: Version of the kernel module on disk., returned:
 reboot_reason: {description: Why the driver works only after a reboot; empty when it works now., returned: always, type: str}
 """
 
-from ansible.module_utils.longhaul_module import diff_of, run_module
+from ansible.module_utils.longhaul_module import AnsibleModule, ProgressWriter, diff_of, run_module
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.files import read_json, to_json, write_atomic
-from ansible.module_utils.longhaul.host.check import FAIL, WARN, expected_from
-from ansible.module_utils.longhaul.host.checks import as_facts, check_host
+from ansible.module_utils.longhaul.host.checks import FAIL, WARN, as_facts, check_host, expected_from
 from ansible.module_utils.longhaul.host.driver import compare_installed, plan_for, reboot_needed
 from ansible.module_utils.longhaul.host.read import installed_packages, kernel_module_versions, read_host
-from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:

@@ -38,7 +38,7 @@ kept: {description: "Dotted paths where the file already said something else tha
 backup_file: {description: The copy., returned: when one was made, type: str}
 """
 
-from ansible.module_utils.longhaul_module import diff_of, run_module
+from ansible.module_utils.longhaul_module import AnsibleModule, ProgressWriter, diff_of, run_module
 
 import os
 import shlex
@@ -46,10 +46,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.host.jsonmerge import merge, read_object, render
-from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
 def write(module: AnsibleModule, path: Path, text: str, validate: str | None = None, mode: int = 0o644) -> None:

@@ -42,13 +42,12 @@ differing: {description: Files that are not as they should be., returned: source
 revision: {description: The hub's commit., returned: source hub, type: str}
 """
 
-from ansible.module_utils.longhaul_module import run_module
+from ansible.module_utils.longhaul_module import AnsibleModule, ProgressWriter, run_module
 
 import os
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.model_store import (
     bundled_identity,
     check_model_dir,
@@ -58,7 +57,6 @@ from ansible.module_utils.longhaul.deploy.model_store import (
     store_hub,
 )
 from ansible.module_utils.longhaul.keys import read_key
-from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:

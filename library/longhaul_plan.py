@@ -49,19 +49,17 @@ drift: {description: "predicted, engine, drift, exact.", returned: mode drift, t
 skipped_reason: {description: Why nothing was planned., returned: when nothing was, type: str}
 """
 
-from ansible.module_utils.longhaul_module import run_module
+from ansible.module_utils.longhaul_module import AnsibleModule, ProgressWriter, run_module
 
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.capacity.gate import Answer, answer_drift, answer_gate, choose_gpu, drift, gate
 from ansible.module_utils.longhaul.deploy.hostfacts import capacity_of_last_start
 from ansible.module_utils.longhaul.deploy.layout import layout
 from ansible.module_utils.longhaul.deploy.preflight import as_result, model_config, run_checks
 from ansible.module_utils.longhaul.engines.settings import EngineSettings, settings_from
 from ansible.module_utils.longhaul.physics.hardware import Gpu, detect_gpus
-from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:

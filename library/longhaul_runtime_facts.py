@@ -31,14 +31,12 @@ unit_ready: {description: "Whether the unit runs, now and at boot.", returned: a
 nvidia: {description: Whether there is an NVIDIA device on the PCI bus., returned: always, type: bool}
 """
 
-from ansible.module_utils.longhaul_module import run_module
+from ansible.module_utils.longhaul_module import AnsibleModule, ProgressWriter, run_module
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.host.read import nvidia_devices
-from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:

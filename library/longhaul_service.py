@@ -38,13 +38,11 @@ started: {description: Whether this task started it., returned: always, type: bo
 log_offset: {description: Where this start begins in the log., returned: always, type: int}
 """
 
-from ansible.module_utils.longhaul_module import diff_of, endpoint, run_module
+from ansible.module_utils.longhaul_module import AnsibleModule, ProgressWriter, diff_of, endpoint, run_module
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.service import reach
-from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:

@@ -50,11 +50,10 @@ healthy: {description: Whether the engine of the deployed spec runs and answers.
 recorded: {description: Whether the facts name the deployed spec., returned: "with O(probe)", type: bool}
 """
 
-from ansible.module_utils.longhaul_module import diff_of, endpoint, run_module
+from ansible.module_utils.longhaul_module import AnsibleModule, ProgressWriter, diff_of, endpoint, run_module
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.layout import Layout
 from ansible.module_utils.longhaul.deploy.rolling import is_unproven, proven, unproven
 from ansible.module_utils.longhaul.deploy.runtimes.registry import healthy, runtime_kind
@@ -62,7 +61,6 @@ from ansible.module_utils.longhaul.deploy.spec import Spec, give_back, load_spec
 from ansible.module_utils.longhaul.engines.settings import settings_from
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.files import read_json, to_json
-from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
 def answer(where: Layout, options: dict[str, Any], changed: bool, spec: Spec | None, before: Spec | None) -> dict[str, Any]:

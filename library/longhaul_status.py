@@ -29,16 +29,14 @@ state: {description: "absent, up or down.", returned: always, type: str}
 log_tail: {description: Lines., returned: when log_lines is given, type: list}
 """
 
-from ansible.module_utils.longhaul_module import endpoint, run_module
+from ansible.module_utils.longhaul_module import AnsibleModule, ProgressWriter, endpoint, run_module
 
 import dataclasses
 import re
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.status import endpoint_status, log_tail
 from ansible.module_utils.longhaul.errors import UserError
-from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:

@@ -49,18 +49,16 @@ reasons: {description: Why., returned: always, type: list}
 out_dir: {description: Where the evidence lies., returned: always, type: str}
 """
 
-from ansible.module_utils.longhaul_module import run_module
+from ansible.module_utils.longhaul_module import AnsibleModule, ProgressWriter, run_module
 
 import shutil
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.endpoint_test import run_endpoint_test
 from ansible.module_utils.longhaul.deploy.hostfacts import update_facts, validated_facts
 from ansible.module_utils.longhaul.deploy.layout import layout
 from ansible.module_utils.longhaul.deploy.spec import Spec
-from ansible.module_utils.longhaul.progress import ProgressWriter
 from ansible.module_utils.longhaul.validate.progress import QuietProgress
 
 

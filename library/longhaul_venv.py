@@ -43,12 +43,11 @@ python: {description: The environment's interpreter., returned: always, type: st
 lock_sha256: {description: Hash of the installed set., returned: always, type: str}
 """
 
-from ansible.module_utils.longhaul_module import run_module
+from ansible.module_utils.longhaul_module import AnsibleModule, ProgressWriter, run_module
 
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.environments import (
     build_environment,
     find_python,
@@ -57,7 +56,6 @@ from ansible.module_utils.longhaul.deploy.environments import (
     requirements_lock,
 )
 from ansible.module_utils.longhaul.errors import UserError
-from ansible.module_utils.longhaul.progress import ProgressWriter
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:

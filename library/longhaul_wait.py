@@ -36,14 +36,12 @@ capacity: {description: "The engine's own capacity figures.", returned: when its
 diagnosis: {description: "cause, evidence, advice.", returned: failure, type: dict}
 """
 
-from ansible.module_utils.longhaul_module import endpoint, run_module
+from ansible.module_utils.longhaul_module import AnsibleModule, ProgressWriter, endpoint, run_module
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.longhaul.deploy.service import wait_until_ready
 from ansible.module_utils.longhaul.keys import read_key
-from ansible.module_utils.longhaul.progress import ProgressWriter
 from ansible.module_utils.longhaul.results import to_jsonable
 
 

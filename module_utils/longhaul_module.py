@@ -31,16 +31,17 @@ from ansible.module_utils.longhaul.deploy.layout import Layout, layout
 from ansible.module_utils.longhaul.errors import UserError
 from ansible.module_utils.longhaul.progress import ProgressWriter
 
+# A module takes its types from here too.
+__all__ = ("AnsibleModule", "ProgressWriter", "diff_of", "endpoint", "run_module")
+
 
 def argument_spec(documentation: str) -> dict[str, Any]:
     """A module's arguments as its DOCUMENTATION tells them: in JSON, which is YAML that a host can read without a library."""
     options: dict[str, dict[str, Any]] = json.loads(documentation)["options"]
     # A path is no secret, whatever its name.
+    open_paths = {name: {"no_log": False} for name, option in options.items() if option["type"] == "path"}
     return {
-        name: {
-            **{k: v for k, v in option.items() if k != "description"},
-            **({"no_log": False} if option["type"] == "path" else {}),
-        }
+        name: {k: v for k, v in option.items() if k != "description"} | open_paths.get(name, {})
         for name, option in options.items()
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from longhaul.burnin.allreduce import reduce_spec
+from longhaul.burnin.host import reduce_spec
 from longhaul.deploy.layout import Layout
 from longhaul.deploy.runtimes.registry import healthy
 from longhaul.deploy.runtimes.supervisor import Supervisor

@@ -10,11 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from longhaul.burnin import conclude as conclude_module
 from longhaul.burnin import host as burnin_host
-from longhaul.burnin.allreduce import measure_all_reduce, parse_all_reduce, reduce_spec
-from longhaul.burnin.conclude import conclude
-from longhaul.burnin.host import begin, check_instance, end, endpoints, evidence, refuse_if_serving, serving, state_file
+from longhaul.burnin.host import (
+    begin,
+    check_instance,
+    conclude,
+    end,
+    endpoints,
+    evidence,
+    measure_all_reduce,
+    parse_all_reduce,
+    reduce_spec,
+    refuse_if_serving,
+    serving,
+    state_file,
+)
 from longhaul.burnin.judge import Limits
 from longhaul.deploy.layout import Layout
 from longhaul.deploy.runtimes import docker as docker_runtime
@@ -79,7 +89,6 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.setattr(burnin_host, "Supervisor", FakeSupervisor)
     monkeypatch.setattr(burnin_host, "detect_gpus", lambda: made.machine_gpus)
     monkeypatch.setattr(process_runtime, "Supervisor", FakeSupervisor)
-    monkeypatch.setattr(conclude_module, "detect_gpus", lambda: made.machine_gpus)
     monkeypatch.setenv("PATH", str(tmp_path / "no-tools"))
     return made
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from longhaul.errors import UserError
-from longhaul.host.check import CHECKS, Check, Expected, Outcome, expected_from, host_check
-from longhaul.host.checks import as_facts, check_host, worst
+from longhaul.host.checks import CHECKS, Check, Expected, Outcome, as_facts, check_host, expected_from, host_check, worst
 from longhaul.host.read import nvidia_devices, parse_fabric_manager_version, parse_hugepages, parse_nvlink, parse_smi_xml
 from longhaul.host.state import GpuState, HostState, PciDevice, SmiLog
 from longhaul.physics.hardware import GIB
