@@ -7,12 +7,13 @@ needs; it runs where all of them are given. Each finding says what was found, wh
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..engines.registry import ENGINES, get_engine
 from ..engines.settings import SETTINGS, Setting, settings_from
@@ -36,22 +37,30 @@ class PreflightCheck:
     """A registered check and the names of the options that it takes, in the order of its arguments."""
 
     needs: tuple[str, ...]
-    run: Callable[..., Iterable[Finding]]
+    run: Callable[..., list[Finding]]
 
 
 CHECKS: list[PreflightCheck] = []
-Run = TypeVar("Run", bound=Callable[..., Iterable[Finding]])
 
 
-def preflight_check(*needs: str) -> Callable[[Run], Run]:
+def preflight_check(*needs: str) -> Callable[[Callable[..., Iterable[Finding]]], Callable[..., list[Finding]]]:
     """Register a function as a check. ``needs`` are options of the module longhaul_check, and what :func:`_given` derives.
 
-    The function returns findings; a UserError that it raises is one too.
+    The function returns or yields findings; a UserError that it raises is its last one.
     """
 
-    def register(run: Run) -> Run:
-        CHECKS.append(PreflightCheck(needs, run))
-        return run
+    def register(run: Callable[..., Iterable[Finding]]) -> Callable[..., list[Finding]]:
+        @functools.wraps(run)
+        def all_findings(*values: Any) -> list[Finding]:
+            findings: list[Finding] = []
+            try:
+                findings.extend(run(*values))
+            except UserError as error:
+                findings.append(error.finding)
+            return findings
+
+        CHECKS.append(PreflightCheck(needs, all_findings))
+        return all_findings
 
     return register
 
@@ -69,36 +78,22 @@ def whole_number(name: str, value: Any, least: int = 1) -> int | Finding:
 
 
 @preflight_check("engine")
-def check_engine(options: Mapping[str, Any]) -> list[Finding]:
+def check_engine(options: Mapping[str, Any]) -> Iterator[Finding]:
     """Engine, version, runtime and settings are known, in bounds, and go together. No host needed.
 
     ``variables``: names of all ``engine_*`` variables of the host, of which each must be known.
     """
-    findings = unknown_variables(options.get("variables") or ())
-    if options.get("name") not in ENGINES:
-        findings.append(Finding(f"engine_name {options.get('name')!r}", "one of " + ", ".join(ENGINES), "set engine_name"))
-    if options.get("runtime") not in RUNTIMES:
-        findings.append(
-            Finding(f"engine_runtime {options.get('runtime')!r}", "one of " + ", ".join(RUNTIMES), "set engine_runtime")
-        )
-    try:
-        version = Version.parse(str(options.get("version") or ""))
-    except UserError as error:
-        findings.append(error.finding)
-        version = None
-    settings = dict(options.get("settings") or {})
-    numbers_ok = True
-    for setting in SETTINGS:
-        finding = out_of_bounds(setting, settings.get(setting.name))
-        if finding is not None:
-            findings.append(finding)
-            numbers_ok = False
-    if version is not None and numbers_ok and options.get("name") in ENGINES:
-        try:
-            ENGINES[str(options["name"])].launch(settings_from(settings), version)
-        except UserError as error:
-            findings.append(error.finding)
-    return findings
+    name, runtime, settings = options.get("name"), options.get("runtime"), dict(options.get("settings") or {})
+    yield from unknown_variables(options.get("variables") or ())
+    if name not in ENGINES:
+        yield Finding(f"engine_name {name!r}", "one of " + ", ".join(ENGINES), "set engine_name")
+    if runtime not in RUNTIMES:
+        yield Finding(f"engine_runtime {runtime!r}", "one of " + ", ".join(RUNTIMES), "set engine_runtime")
+    wrong = [finding for setting in SETTINGS if (finding := out_of_bounds(setting, settings.get(setting.name)))]
+    yield from wrong
+    version = Version.parse(str(options.get("version") or ""))
+    if not wrong and name in ENGINES:
+        ENGINES[str(name)].launch(settings_from(settings), version)
 
 
 def out_of_bounds(setting: Setting, value: Any) -> Finding | None:
@@ -119,53 +114,48 @@ def out_of_bounds(setting: Setting, value: Any) -> Finding | None:
 
 
 @preflight_check("model_store")
-def check_model_store(options: Mapping[str, Any]) -> list[Finding]:
+def check_model_store(options: Mapping[str, Any]) -> Iterator[Finding]:
     """The model's source is known and has what it needs. No host needed."""
     source = options.get("source")
-    if source not in SOURCES:
-        return [Finding(f"model_store_source {source!r}", "one of " + ", ".join(SOURCES), "set model_store_source")]
     needed = {"path": "path", "hub": "hub_repo", "dummy": "dummy"}.get(str(source))
-    if needed and not options.get(needed):
-        return [
-            Finding(f"model_store_{needed} empty", f"a value, since model_store_source is {source}", f"set model_store_{needed}")
-        ]
-    if source == "path" and not str(options["path"]).startswith("/"):
-        return [Finding(f"model_store_path {options['path']!r}", "an absolute path on the host", "set model_store_path")]
-    if source == "hub" and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(options["hub_repo"])):
-        return [Finding(f"model_store_hub_repo {options['hub_repo']!r}", "owner/name", "set model_store_hub_repo")]
-    return []
+    if source not in SOURCES:
+        yield Finding(f"model_store_source {source!r}", "one of " + ", ".join(SOURCES), "set model_store_source")
+    elif needed and not options.get(needed):
+        yield Finding(
+            f"model_store_{needed} empty", f"a value, since model_store_source is {source}", f"set model_store_{needed}"
+        )
+    elif source == "path" and not str(options["path"]).startswith("/"):
+        yield Finding(f"model_store_path {options['path']!r}", "an absolute path on the host", "set model_store_path")
+    elif source == "hub" and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(options["hub_repo"])):
+        yield Finding(f"model_store_hub_repo {options['hub_repo']!r}", "owner/name", "set model_store_hub_repo")
 
 
 @preflight_check("ladder")
-def check_ladder(options: Mapping[str, Any]) -> list[Finding]:
+def check_ladder(options: Mapping[str, Any]) -> Iterator[Finding]:
     """Every point of the ladder fits the context: the deployed server's where one is known, else the variable's. No host needed."""
-    findings: list[Finding] = []
     deployed = options.get("deployed_context_tokens")
     context = options.get("context_tokens") if deployed is None else deployed
     whose, raised = ("", "raise") if deployed is None else (" that is deployed", "deploy with a larger")
     output = whole_number("context_test_output_tokens", options.get("output_tokens"))
     if isinstance(output, Finding):
-        findings.append(output)
+        yield output
     for name in ("ladder_tokens", "concurrency"):
         values = options.get(name)
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-            findings.append(Finding(f"context_test_{name} {values!r}", "a list of positive integers", f"set context_test_{name}"))
+            yield Finding(f"context_test_{name} {values!r}", "a list of positive integers", f"set context_test_{name}")
             continue
         for value in values:
             number = whole_number(f"context_test_{name} entry", value)
             if isinstance(number, Finding):
-                findings.append(number)
+                yield number
             elif name == "ladder_tokens" and not isinstance(output, Finding) and context is not None:
                 limit = whole_number("engine_context_tokens", context)
                 if not isinstance(limit, Finding) and number + output > limit:
-                    findings.append(
-                        Finding(
-                            f"ladder point {number} + {output} output = {number + output} tokens",
-                            f"at most the context of {limit}{whose}",
-                            f"lower context_test_ladder_tokens or context_test_output_tokens, or {raised} engine_context_tokens",
-                        )
+                    yield Finding(
+                        f"ladder point {number} + {output} output = {number + output} tokens",
+                        f"at most the context of {limit}{whose}",
+                        f"lower context_test_ladder_tokens or context_test_output_tokens, or {raised} engine_context_tokens",
                     )
-    return findings
 
 
 @preflight_check("model_path", "model_path_required")
@@ -177,50 +167,32 @@ def check_model_folder(path: str, required: bool) -> list[Finding]:
 
 
 @preflight_check("context_tokens", "model_config", "model_place")
-def check_positions(context_tokens: Any, config: Mapping[str, Any], where: str) -> list[Finding]:
+def check_positions(context_tokens: Any, config: Mapping[str, Any], where: str) -> Iterator[Finding]:
     """The context is within the positions that the model's config.json allows."""
     number = whole_number("engine_context_tokens", context_tokens)
-    if isinstance(number, Finding):
-        return []  # said by check_engine
-    context_tokens = number
     text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else config
     positions = (text or {}).get("max_position_embeddings")
-    if isinstance(positions, int) and context_tokens > positions:
-        return [
-            Finding(
-                f"engine_context_tokens {context_tokens}",
-                f"at most {positions}, the positions of the model in {where}",
-                f"set engine_context_tokens to {positions} or less",
-            )
-        ]
-    return []
+    # What is no number is refused by check_engine.
+    if isinstance(positions, int) and isinstance(number, int) and number > positions:
+        yield Finding(
+            f"engine_context_tokens {number}",
+            f"at most {positions}, the positions of the model in {where}",
+            f"set engine_context_tokens to {positions} or less",
+        )
 
 
 @preflight_check("where", "needed_bytes")
-def check_home(where: Layout, needed_bytes: int) -> list[Finding]:
+def check_home(where: Layout, needed_bytes: int) -> Iterator[Finding]:
     """This user may write the home, and there is room. Creates nothing."""
-    needed_bytes = int(needed_bytes)
-    probe = where.home
+    needed_gib, probe = int(needed_bytes) / 2**30, where.home
     while not probe.exists() and probe != probe.parent:
         probe = probe.parent
     if not probe.is_dir() or not os.access(probe, os.W_OK | os.X_OK):
-        return [
-            Finding(
-                f"{where.home} is not writable by uid {os.geteuid()} ({probe} is in the way)",
-                "a home this user may write",
-                "set longhaul_home, or become root",
-            )
-        ]
-    free = free_bytes(where.home)
-    if free < needed_bytes:
-        return [
-            Finding(
-                f"{free / 2**30:.1f} GiB free for {where.home}",
-                f"{needed_bytes / 2**30:.1f} GiB",
-                "free space, or set longhaul_home to a larger file system",
-            )
-        ]
-    return []
+        found = f"{where.home} is not writable by uid {os.geteuid()} ({probe} is in the way)"
+        yield Finding(found, "a home this user may write", "set longhaul_home, or become root")
+    elif (free_gib := free_bytes(where.home) / 2**30) < needed_gib:
+        fix = "free space, or set longhaul_home to a larger file system"
+        yield Finding(f"{free_gib:.1f} GiB free for {where.home}", f"{needed_gib:.1f} GiB", fix)
 
 
 @preflight_check("where", "port", "host")
@@ -278,32 +250,26 @@ def check_shm(options: Mapping[str, Any], host_bytes: int | None) -> list[Findin
 
 
 @preflight_check("endpoints")
-def check_unique_endpoints(endpoints: Iterable[Sequence[str]]) -> list[Finding]:
+def check_unique_endpoints(endpoints: Iterable[Sequence[str]]) -> Iterator[Finding]:
     """``(inventory name, address, home, instance, port)``: two names must mean neither one endpoint nor one port."""
     seen: dict[tuple[str, str, str], str] = {}
     ports: dict[tuple[str, str], str] = {}
-    findings: list[Finding] = []
     for name, address, home, instance, port in (map(str, endpoint) for endpoint in endpoints):
         key = (address, home, instance)
         if key in seen:
-            findings.append(
-                Finding(
-                    f"hosts {seen[key]} and {name} are one endpoint ({address}, instance {instance})",
-                    "one inventory name per endpoint",
-                    "give one of them another longhaul_instance (and engine_port)",
-                )
+            yield Finding(
+                f"hosts {seen[key]} and {name} are one endpoint ({address}, instance {instance})",
+                "one inventory name per endpoint",
+                "give one of them another longhaul_instance (and engine_port)",
             )
         elif (address, port) in ports:
-            findings.append(
-                Finding(
-                    f"hosts {ports[address, port]} and {name} are endpoints of one machine ({address}) with engine_port {port} both",
-                    "a port of its own for each endpoint of a machine",
-                    f"set another engine_port for {name}",
-                )
+            yield Finding(
+                f"hosts {ports[address, port]} and {name} are endpoints of one machine ({address}) with engine_port {port} both",
+                "a port of its own for each endpoint of a machine",
+                f"set another engine_port for {name}",
             )
         seen.setdefault(key, name)
         ports.setdefault((address, port), name)
-    return findings
 
 
 @preflight_check("shm")
@@ -324,10 +290,7 @@ def run_checks(options: Mapping[str, Any]) -> list[Finding]:
     given = _given(options, findings)
     for check in CHECKS:
         if all(name in given for name in check.needs):
-            try:
-                findings += check.run(*(given[name] for name in check.needs))
-            except UserError as error:
-                findings.append(error.finding)
+            findings += check.run(*(given[name] for name in check.needs))
     return findings
 
 
