@@ -165,11 +165,9 @@ class EngineAdapter(Protocol):
 
     def launch(self, settings: EngineSettings, version: Version) -> Launch:
         """Settings -> argv and environment for that version. Raises UserError for a setting the version lacks."""
-        ...
 
     def image(self, version: str) -> str:
         """The container image of that release, with its tag."""
-        ...
 
     def shared_memory(self, version: Version, ranks: int, device: str) -> SharedMemory:
         """What the engine's own processes need of /dev/shm; NCCL's share is not counted. ``ranks``: tensor x pipeline parallel."""
@@ -185,7 +183,6 @@ class EngineAdapter(Protocol):
 
     def capacity_from_log(self, lines: Iterable[str]) -> EngineCapacity:
         """Read the engine's own capacity figures from its start-up log."""
-        ...
 
     def stamp_s(self, line: str) -> float | None:
         """Seconds of a line's time stamp on an arbitrary scale, or ``None``."""
@@ -210,7 +207,6 @@ class EngineAdapter(Protocol):
 
     def parse_info(self, answer: Any) -> ServerInfo:
         """The JSON that the first of ``info_paths`` that the server has answers, of any shape."""
-        ...
 
     def parse_load(self, answer: Any, pool_tokens: int | None = None) -> Counters | None:
         """The JSON of one of ``load_paths``: what runs and waits now, without counters; ``None`` where it does not say.
@@ -225,40 +221,25 @@ class EngineAdapter(Protocol):
 
     # -- HTTP: requests
 
-    def generate_ids(
-        self,
-        model: str,
-        output_tokens: int,
-        *,
-        seed: int | None = None,
-        cache_salt: str | None = None,
-        ignore_eos: bool = True,
-        version: Version | None = None,
-    ) -> BodyTemplate:
+    def generate_ids(self, model: str, output_tokens: int, *, cache_salt: str | None = None) -> BodyTemplate:
         """A streamed request of exactly ``output_tokens`` greedy tokens whose prompt is a list of token ids."""
-        ...
 
     def chat(self, model: str, text: str, output_tokens: int, *, cache_salt: str | None = None) -> HttpRequest:
         """A streamed request of exactly ``output_tokens`` greedy tokens whose prompt is one message of a person."""
-        ...
 
     def count_tokens(self, model: str, text: str) -> HttpRequest:
         """The request that counts the tokens of such a message, chat template included. A server may not have it."""
-        ...
 
     def parse_count(self, answer: Any) -> int | None:
         """The JSON that it answers -> tokens; ``None`` where it does not say."""
-        ...
 
     def parse_event(self, event: Mapping[str, Any], text_so_far: str) -> StreamEvent:
         """One decoded SSE payload -> StreamEvent."""
-        ...
 
     def error_message(self, status: int, body: bytes) -> str:
         """The server's own words in an HTTP error body, whatever its shape; never empty."""
-        ...
 
-    def flush_cache(self, version: Version) -> HttpRequest | None:
+    def flush_cache(self) -> HttpRequest | None:
         """The request that empties the prefix cache, or ``None`` where the server offers none."""
         return None
 
@@ -273,7 +254,6 @@ class EngineAdapter(Protocol):
 
     def stage_layers(self, layers: int, stages: int) -> list[int]:
         """How many layers each pipeline stage has."""
-        ...
 
     def stages(self, model: ModelArchitecture, s: PlanSettings) -> tuple[Stage, ...]:
         """The pipeline stages with their weights per GPU."""
@@ -281,7 +261,6 @@ class EngineAdapter(Protocol):
 
     def sizing(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings, stages: tuple[Stage, ...] | None = None) -> Sizing:
         """What the engine would do with its memory. ``stages``: weights counted before (they do not depend on the context)."""
-        ...
 
     def findings(self, model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Finding]:
         """What this engine refuses at its start, or does badly, whatever memory there is."""

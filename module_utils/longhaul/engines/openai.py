@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..version import Version
 from .base import BodyTemplate, EngineAdapter, HttpRequest, ServerInfo, StreamEvent, Usage
 
 
@@ -74,33 +73,14 @@ class OpenAiEngine(EngineAdapter):
     info_paths: Sequence[str] = ("/version",)
     takes_cache_salt: bool = False
 
-    def _greedy(self, model: str, output_tokens: int, cache_salt: str | None, *, ignore_eos: bool = True) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "model": model,
-            "max_tokens": output_tokens,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if ignore_eos:
-            body |= {"ignore_eos": True, "min_tokens": output_tokens}
-        if cache_salt and self.takes_cache_salt:
-            body["cache_salt"] = cache_salt
-        return body
+    def _greedy(self, model: str, output_tokens: int, cache_salt: str | None) -> dict[str, Any]:
+        exact = {"max_tokens": output_tokens, "min_tokens": output_tokens, "ignore_eos": True, "temperature": 0}
+        salt = {"cache_salt": cache_salt} if cache_salt and self.takes_cache_salt else {}
+        return {"model": model, **exact, "stream": True, "stream_options": {"include_usage": True}, **salt}
 
-    def generate_ids(
-        self,
-        model: str,
-        output_tokens: int,
-        *,
-        seed: int | None = None,
-        cache_salt: str | None = None,
-        ignore_eos: bool = True,
-        version: Version | None = None,
-    ) -> BodyTemplate:
+    def generate_ids(self, model: str, output_tokens: int, *, cache_salt: str | None = None) -> BodyTemplate:
         """A streamed ``/v1/completions`` request; the prompt's JSON array goes between ``head`` and ``tail``."""
-        body = self._greedy(model, output_tokens, cache_salt, ignore_eos=ignore_eos) | ({} if seed is None else {"seed": seed})
-        text = json.dumps(body, separators=(",", ":"))
+        text = json.dumps(self._greedy(model, output_tokens, cache_salt), separators=(",", ":"))
         return BodyTemplate("/v1/completions", b'{"prompt":', b"," + text[1:].encode())
 
     def chat(self, model: str, text: str, output_tokens: int, *, cache_salt: str | None = None) -> HttpRequest:

@@ -128,8 +128,7 @@ class RequestMaker:
             path, parts = chat.path, (json.dumps(chat.body, separators=(",", ":")).encode(),)
         else:
             facts = prompt = self.factory.prompt(point.input_tokens, seed_key=key, needles=plan)
-            version = self.server.facts.known_version
-            template = self.adapter.generate_ids(model, point.output_tokens, cache_salt=salt, version=version)
+            template = self.adapter.generate_ids(model, point.output_tokens, cache_salt=salt)
             path, parts = template.path, (template.head, *prompt.ids_json, template.tail)
         return Job(
             point_id=point.id,

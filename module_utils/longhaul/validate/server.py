@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,6 @@ from ..engines.diagnosis import last_words
 from ..engines.metrics import has_counters, parse_counters, parse_models
 from ..errors import UserError
 from ..results import Counters, Reason, RequestRecord, RequestStatus, Verdict
-from ..version import Version
 from .config import Point, ValidateConfig, check_context
 from .evidence import delta
 from .progress import Reporter
@@ -35,11 +33,6 @@ class ServerFacts:
     context_tokens: int | None = None
     kv_cache_tokens: int | None = None
     info: ServerInfo = field(default_factory=ServerInfo)
-
-    @property
-    def known_version(self) -> Version | None:
-        """The version as numbers, or ``None`` where the server tells none (or a development build's words)."""
-        return Version.parse(self.version) if re.match(r"v?\d+(\.\d+)*", self.version) else None
 
 
 @dataclass
@@ -178,7 +171,7 @@ class Server:
         """Empty the prefix cache, where the run wants that and the server offers it."""
         if not self.config.flush or self.config.mode == "warm":
             return
-        request = self.adapter.flush_cache(self.facts.known_version or Version((0, 0, 0)))
+        request = self.adapter.flush_cache()
         if request is not None:
             with contextlib.suppress(ServerUnreachable):
                 await self.control.call(request.method, request.path, request.body)

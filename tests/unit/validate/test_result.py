@@ -49,8 +49,3 @@ def test_recall_is_judged_when_the_run_is_complete_and_not_of_random_weights() -
     assert (done.verdict, done.needle_recall, len(done.needle_answers)) == (Verdict.FAIL, 0.5, 2)
     dummy = replace(facts, config=replace(facts.config, needles=replace(needles, dummy_weights=True)))
     assert run_result(dummy, [PASSED], [], None, complete=True).verdict is Verdict.PASS
-
-
-@pytest.mark.parametrize(("told", "known"), [("0.5.6.post2", True), ("v0.12.0", True), ("dev", False), ("", False)])
-def test_a_version_that_is_no_number_is_unknown(told: str, known: bool) -> None:
-    assert (ServerFacts(version=told).known_version is not None) is known

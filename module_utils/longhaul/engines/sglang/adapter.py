@@ -173,25 +173,13 @@ class SGLang(OpenAiEngine):
         env = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0", **s.extra_env}
         return Launch(tuple(argv), env, {API_KEY_ENV: key} if key else {})
 
-    def generate_ids(
-        self,
-        model: str,
-        output_tokens: int,
-        *,
-        seed: int | None = None,
-        cache_salt: str | None = None,
-        ignore_eos: bool = True,
-        version: Version | None = None,
-    ) -> BodyTemplate:
+    def generate_ids(self, model: str, output_tokens: int, *, cache_salt: str | None = None) -> BodyTemplate:
         """A streamed ``/generate`` request; the ids' JSON array goes between ``head`` and ``tail``.
 
-        ``seed`` and ``cache_salt`` are not sent: greedy answers need no seed, and the radix cache has no salt here (a
-        nonce in the first block of the prompt does the same).
+        ``cache_salt`` is not sent: the radix cache has none (a nonce in the first block of the prompt does the same).
         """
-        sampling: dict[str, Any] = {"max_new_tokens": output_tokens, "temperature": 0}
-        if ignore_eos:
-            # Not min_new_tokens: it needs the server's tokenizer and fails where --skip-tokenizer-init is set.
-            sampling["ignore_eos"] = True
+        # Not min_new_tokens: it needs the server's tokenizer and fails where --skip-tokenizer-init is set.
+        sampling = {"max_new_tokens": output_tokens, "temperature": 0, "ignore_eos": True}
         text = json.dumps({"sampling_params": sampling, "stream": True}, separators=(",", ":"))
         return BodyTemplate("/generate", b'{"input_ids":', b"," + text[1:].encode())
 
@@ -211,7 +199,7 @@ class SGLang(OpenAiEngine):
             error = (message_of(reason) if isinstance(reason, Mapping) else None) or "the server aborted the request"
         return StreamEvent(text=piece, usage=usage, finish_reason=None if kind is None else str(kind), error=error, token=None)
 
-    def flush_cache(self, version: Version) -> HttpRequest | None:
+    def flush_cache(self) -> HttpRequest | None:
         """``POST /flush_cache``; answers 400 while requests run."""
         return HttpRequest("POST", "/flush_cache")
 

@@ -127,13 +127,9 @@ def _notes(lines: Sequence[str]) -> list[Note]:
         if found := _INPUT.search(line):
             fastest = max(fastest, float(found[1]))
     if fastest:
-        notes.append(
-            Note(
-                "input_throughput",
-                f"input throughput (token/s), up to {fastest:,.0f} here, is the tokens of one prefill chunk over the time since "
-                "the chunk before: it falls along a long prompt and includes idle time. It is no prefill rate of a request.",
-            )
-        )
+        text = f"input throughput (token/s), up to {fastest:,.0f} here, is the tokens of one prefill chunk over the time since "
+        text += "the chunk before: it falls along a long prompt and includes idle time. It is no prefill rate of a request."
+        notes.append(Note("input_throughput", text))
     if batches:
         share = cached / (new + cached) if new + cached else 0.0
         text = f"{batches} prefill chunks: {new:,} tokens computed, {cached:,} from cache ({share:.0%})."
@@ -141,9 +137,8 @@ def _notes(lines: Sequence[str]) -> list[Note]:
             text += " Any time taken meanwhile is no cold prefill."
         notes.append(Note("warm_prompts" if cached else "cold_prompts", text))
     if any(_GEN.search(line) for line in lines):
-        notes.append(
-            Note("gen_throughput", "gen throughput (token/s) is of all running requests together since the line before, no TPOT.")
-        )
+        text = "gen throughput (token/s) is of all running requests together since the line before, no TPOT."
+        notes.append(Note("gen_throughput", text))
     return notes
 
 

@@ -145,7 +145,7 @@ class VLLM(OpenAiEngine):
         key = s.api_key_file
         return Launch(tuple(argv), env, {"VLLM_API_KEY": key} if key else {})
 
-    def flush_cache(self, version: Version) -> HttpRequest | None:
+    def flush_cache(self) -> HttpRequest | None:
         """``POST /reset_prefix_cache``. The route exists only under VLLM_SERVER_DEV_MODE=1 (extra_env): a 404 means
         that this server cannot be flushed, and fresh prompts with a salt are the way to a cold cache."""
         return HttpRequest("POST", "/reset_prefix_cache")

@@ -155,9 +155,8 @@ def throughput(lines: Iterable[str]) -> Throughput | None:
             # The first token may have come right after the line before this one.
             at_least = None if waited is None or waited <= interval else waited - interval
             tokens = round(prompt * interval)
-            best = Throughput(
-                0, prompt, interval, tokens, at_least, None if not at_least else tokens / at_least, line.strip()[-300:]
-            )
+            rate = tokens / at_least if at_least else None
+            best = Throughput(0, prompt, interval, tokens, at_least, rate, line.strip()[-300:])
         if prompt > 0 or running == 0:
             silent_since = None
         elif silent_since is None:
@@ -173,68 +172,50 @@ def explain_log(lines: Sequence[str], capacity: EngineCapacity) -> tuple[Through
     return booked, [*_booked_notes(booked), *_notes(lines, capacity)]
 
 
-def _booked_notes(throughput: Throughput | None) -> list[Note]:
-    notes: list[Note] = []
-    if throughput is not None and throughput.booked_tokens:
-        text = (
-            f'"Avg prompt throughput: {throughput.max_prompt_tokens_per_s:,.1f} tokens/s" is NOT a speed: the whole prompt is '
-            f"booked when its first token arrives and divided by the {throughput.interval_s:g} s log interval. It says that prompts of "
-            f"about {throughput.booked_tokens:,} tokens finished their prefill in that interval"
-        )
-        if throughput.prefill_at_least_s and throughput.rate_at_most:
-            text += (
-                f"; the lines before show at least {throughput.prefill_at_least_s:g} s of work on it, so at most "
-                f"{throughput.rate_at_most:,.0f} tokens/s"
-            )
-        notes.append(Note("avg_prompt_throughput", text + ". Measure with `longhaul validate`.", throughput.evidence))
-    return notes
+def _booked_notes(booked: Throughput | None) -> list[Note]:
+    if booked is None or not booked.booked_tokens:
+        return []
+    text = (
+        f'"Avg prompt throughput: {booked.max_prompt_tokens_per_s:,.1f} tokens/s" is NOT a speed: the whole prompt is '
+        f"booked when its first token arrives and divided by the {booked.interval_s:g} s log interval. It says that prompts of "
+        f"about {booked.booked_tokens:,} tokens finished their prefill in that interval"
+    )
+    if booked.prefill_at_least_s and booked.rate_at_most:
+        text += f"; the lines before show at least {booked.prefill_at_least_s:g} s of work on it, so at most "
+        text += f"{booked.rate_at_most:,.0f} tokens/s"
+    return [Note("avg_prompt_throughput", text + ". Measure with `longhaul validate`.", booked.evidence)]
+
+
+def _peak(lines: Iterable[str], figure: re.Pattern[str], group: int = 1) -> tuple[float, str]:
+    """The highest figure of that kind and its line; 0 where there is none."""
+    value, line = max(((float(m[group]), line) for line in lines if (m := figure.search(line))), default=(0.0, ""))
+    return value, line.strip()[-300:]
 
 
 def _notes(lines: Sequence[str], capacity: EngineCapacity) -> list[Note]:
     notes: list[Note] = []
-    hits = [(float(m[1]), line) for line in lines if (m := _HITS.search(line))]
-    if hits and max(hits)[0] > 0:
-        rate, line = max(hits)
-        notes.append(
-            Note(
-                "warm_prompts",
-                f"Prefix cache hit rate up to {rate:g}% (of the prompt tokens of the last 1,000 requests): some prompts were "
-                "partly served from cache. Any time taken meanwhile is no cold prefill.",
-                line.strip()[-300:],
-            )
-        )
-    waiting = [(int(m[4]), line) for line in lines if (m := _STATS.search(line))]
-    if waiting and max(waiting)[0] > 0:
-        most, line = max(waiting)
-        notes.append(
-            Note("queueing", f"Up to {most} requests waited: times to first token include the queue.", line.strip()[-300:])
-        )
-    used = [(float(m[1]), line) for line in lines if (m := _KV.search(line))]
-    if used and max(used)[0] >= 99.0:
-        notes.append(
-            Note(
-                "kv_full",
-                f"The KV cache was {max(used)[0]:g}% full: requests are preempted and computed again.",
-                max(used)[1].strip()[-300:],
-            )
-        )
+    hits, line = _peak(lines, _HITS)
+    if hits > 0:
+        text = f"Prefix cache hit rate up to {hits:g}% (of the prompt tokens of the last 1,000 requests): some prompts were "
+        text += "partly served from cache. Any time taken meanwhile is no cold prefill."
+        notes.append(Note("warm_prompts", text, line))
+    waiting, line = _peak(lines, _STATS, 4)
+    if waiting > 0:
+        notes.append(Note("queueing", f"Up to {waiting:.0f} requests waited: times to first token include the queue.", line))
+    used, line = _peak(lines, _KV)
+    if used >= 99.0:
+        notes.append(Note("kv_full", f"The KV cache was {used:g}% full: requests are preempted and computed again.", line))
     if capacity.kv_cache_tokens is not None:
         text = (
             f'"KV cache size: {capacity.kv_cache_tokens:,} tokens" is a pool, not the longest request, and means different '
             "things in different versions"
         )
         if capacity.max_concurrency is not None and capacity.context_tokens is not None:
-            text += (
-                f"; what counts is the concurrency: {capacity.max_concurrency:g} requests of {capacity.context_tokens:,} "
-                "tokens at once"
-            )
+            text += f"; what counts is the concurrency: {capacity.max_concurrency:g} requests of "
+            text += f"{capacity.context_tokens:,} tokens at once"
         notes.append(Note("kv_size", text + ". Tensor parallelism shares this pool: never multiply it by the GPUs."))
     if capacity.max_concurrency is not None and capacity.max_concurrency < 1:
-        notes.append(
-            Note(
-                "below_one",
-                f"Maximum concurrency {capacity.max_concurrency:g}x: one request of the full context does not fit. It would "
-                "be preempted and started again for ever. Lower the context or enlarge the KV cache.",
-            )
-        )
+        text = f"Maximum concurrency {capacity.max_concurrency:g}x: one request of the full context does not fit. It would "
+        text += "be preempted and started again for ever. Lower the context or enlarge the KV cache."
+        notes.append(Note("below_one", text))
     return notes

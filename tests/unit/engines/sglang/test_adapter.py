@@ -138,7 +138,7 @@ def test_the_launcher_hands_the_key_over_without_showing_it(tmp_path: Path) -> N
 
 
 def test_the_request_around_the_ids() -> None:
-    template = ADAPTER.generate_ids("scout", 20, seed=3, cache_salt="s1")
+    template = ADAPTER.generate_ids("scout", 20, cache_salt="s1")
     assert template.path == "/generate"
     assert json.loads(template.head + b"[1,2,3]" + template.tail) == {
         "input_ids": [1, 2, 3],
