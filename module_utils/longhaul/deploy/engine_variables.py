@@ -231,12 +231,7 @@ def unknown_variables(names: Iterable[str]) -> list[Finding]:
         if not name.startswith(PREFIX) or name.startswith(RESULT_PREFIX):
             continue
         near = nearest(name)
-        meant = f"write {near}" if near else "remove it"
-        found.append(
-            Finding(
-                f"{name}, which nothing reads",
-                "a variable of role engine (docs/variables/engine.md)",
-                f"{meant}; give a variable of your own another prefix",
-            )
-        )
+        fix = (f"write {near}" if near else "remove it") + "; give a variable of your own another prefix"
+        required = "a variable of role engine (docs/variables/engine.md)"
+        found.append(Finding(f"{name}, which nothing reads", required, fix))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import Finding
@@ -48,12 +48,8 @@ class EngineCapacity:
 
     def filled_from(self, other: EngineCapacity) -> EngineCapacity:
         """These figures, with ``other``'s where these are absent."""
-        return EngineCapacity(
-            **{
-                f.name: getattr(self, f.name) if getattr(self, f.name) is not None else getattr(other, f.name)
-                for f in fields(self)
-            }
-        )
+        absent = [f.name for f in fields(self) if getattr(self, f.name) is None]
+        return replace(self, **{name: getattr(other, name) for name in absent})
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,12 @@ from typing import Any
 from ..results import Counters
 from .base import MetricNames
 
+# What Counters and MetricNames call alike.
+_SAME_NAMES = (
+    "prompt_tokens", "generation_tokens", "cache_queries_tokens", "cache_hits_tokens", "running", "waiting", "kv_usage",
+    "preemptions", "requests_finished",
+)  # fmt: skip
+
 
 @lru_cache(maxsize=8)
 def _pattern(names: tuple[str, ...]) -> re.Pattern[bytes]:
@@ -21,19 +27,9 @@ def _pattern(names: tuple[str, ...]) -> re.Pattern[bytes]:
 
 def parse_counters(page: bytes, names: MetricNames, unix_s: float | None = None) -> Counters:
     """A Prometheus page -> Counters. Series are summed over label sets, ``kv_usage`` (0..1) is their maximum."""
-    fields: dict[str, str | None] = {
-        "prompt_tokens": names.prompt_tokens,
-        "generation_tokens": names.generation_tokens,
-        "cache_queries_tokens": names.cache_queries_tokens,
-        "cache_hits_tokens": names.cache_hits_tokens,
-        "running": names.running,
-        "waiting": names.waiting,
-        "kv_usage": names.kv_usage,
-        "preemptions": names.preemptions,
-        "requests_finished": names.requests_finished,
-        "queue_time_s": f"{names.queue_time}_sum" if names.queue_time else None,
-        "queue_times": f"{names.queue_time}_count" if names.queue_time else None,
-    }
+    fields: dict[str, str | None] = {name: getattr(names, name) for name in _SAME_NAMES}
+    if names.queue_time:
+        fields |= {"queue_time_s": f"{names.queue_time}_sum", "queue_times": f"{names.queue_time}_count"}
     wanted = tuple(dict.fromkeys(n for n in fields.values() if n))
     sums: dict[str, float] = {}
     peaks: dict[str, float] = {}

@@ -239,6 +239,10 @@ class Sizing:
     # What each engine answers.
     def available(self) -> tuple[int, int, int]:
         """(low, best, high) bytes for KV on one GPU."""
+        return self.given() or self.estimate()
+
+    def estimate(self) -> tuple[int, int, int]:
+        """The same where the settings do not name them. Raises UserError where the engine's memory cannot be estimated."""
         raise NotImplementedError
 
     def pool(self, available: int) -> Pool:

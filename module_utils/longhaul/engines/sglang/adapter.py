@@ -1,4 +1,4 @@
-"""SGLang, 0.5.6.post2 and newer: settings -> argv by version, HTTP and metric names; log, load, sizing and advice are beside.
+"""SGLang, 0.5.6.post2 and newer: settings -> argv by version, HTTP and metric names; log, load, sizing and rules are beside.
 
 Facts were read from the engine's own sources (the wheels of every release from 0.5.6.post2 to 0.5.23); where a
 behaviour changed, a row of a table below says since when. ``tests/contract`` checks every emitted flag and environment
@@ -22,7 +22,7 @@ from ..openai import OpenAiEngine, message_of, openai_event
 from ..rules import Row, refuse_first
 from ..settings import EngineSettings
 from ..sizing import PlanSettings
-from . import advice, load, log
+from . import load, log, rules
 from .rules import VERIFIED, block_faults
 from .sizing import default_max_running_requests, sglang_sizing, stage_layers
 
@@ -127,8 +127,8 @@ class SGLang(OpenAiEngine):
     takes = READS | {flag.setting for flag in FLAGS}
     stage_layers = staticmethod(stage_layers)
     sizing = staticmethod(sglang_sizing)
-    findings = staticmethod(advice.findings)
-    changes = staticmethod(advice.changes)
+    findings = staticmethod(rules.findings)
+    changes = staticmethod(rules.changes)
 
     def launch(self, settings: EngineSettings, version: Version) -> Launch:
         """Settings -> argv (after the python executable) and environment for that version.

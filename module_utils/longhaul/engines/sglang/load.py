@@ -55,15 +55,9 @@ def _figure(row: Mapping[str, Any], key: str) -> float | None:
 
 # The settings and figures that go into a result.
 _TOLD = (
-    "version",
-    "max_total_num_tokens",
-    "context_length",
-    "max_running_requests",
-    "chunked_prefill_size",
-    "disable_radix_cache",
-    "enable_metrics",
-    "enable_cache_report",
-)
+    "version", "max_total_num_tokens", "context_length", "max_running_requests", "chunked_prefill_size", "disable_radix_cache",
+    "enable_metrics", "enable_cache_report",
+)  # fmt: skip
 
 
 def parse_info(answer: Any) -> ServerInfo:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from ...errors import UserError
+from ...dtypes import normal_dtype
+from ...errors import Finding, UserError
+from ...models.architecture import AttentionKind, ModelArchitecture
+from ...physics.hardware import GIB, Gpu
 from ...version import Version
 from ..rules import Flip, block_fault, chunk_faults, facts_at, least_faults
+from ..sizing import Change, PlanSettings
 
 VERIFIED = ("0.5.6.post2", "0.5.23")
 
@@ -87,4 +91,61 @@ def _page_faults(version: Version, size: int, prefill_chunk: int | None, fa3: bo
     if fa3 and chunked and size > 1 and not sglang_rules(version).paged_chunks:
         required = f"1 for Llama-4 with FlashAttention 3 in SGLang {version}, which mixes up tokens and pages"
         found.append(block_fault(size, required, "leave the block size to the engine, or use SGLang 0.5.20 or newer"))
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------- before a start
+
+
+def batched_tokens(s: PlanSettings, gpu: Gpu) -> int:
+    """--chunked-prefill-size, or its default by GPU memory (server_args.py: _handle_gpu_memory_settings)."""
+    return s.max_num_batched_tokens or (16384 if gpu.memory_bytes >= 160 * GIB else 8192)
+
+
+def findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Finding]:
+    """Page sizes that SGLang refuses or answers wrongly with, and attention that loses small terms."""
+    chunks = {x.window_tokens for x in model.layers if x.kind is AttentionKind.CHUNKED and x.window_tokens}
+    faults = block_faults(
+        s.release,
+        s.block_size_tokens,
+        prefill_chunk=batched_tokens(s, gpu),
+        fa3=_fa3(gpu, s),
+        architecture=model.architecture,
+        attention_chunks=chunks,
+    )
+    return [Finding(f.found, f.required, f.fix, "refuse", "block_size") for f in faults] + _short_sums(model, gpu, s)
+
+
+def _hopper(gpu: Gpu) -> bool:
+    return gpu.compute_capability is not None and (9, 0) <= gpu.compute_capability < (10, 0)
+
+
+def _fa3(gpu: Gpu, s: PlanSettings) -> bool:
+    return s.attention_backend == "fa3" or (s.attention_backend is None and _hopper(gpu))
+
+
+def _short_sums(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Finding]:
+    """Warn of fp8 attention whose sums run in the tensor cores' own accumulator: it keeps too few bits for a long context.
+
+    Measured on an H200 (docs/results/2026-11-25-2x-h200-tuned, attention): SGLang 0.5.12.post1's FlashAttention 3 is off by 0.57 of
+    the output at 131,072 tokens and 0.85 at 1,048,576 where the values share a sign; vLLM 0.25.1's, which moves its sums to real
+    fp32 as it goes (vLLM since pull request 27889, October 2025), by 0.003.
+    """
+    if normal_dtype(s.kv_cache_dtype) != "fp8" or model.mla is not None or not (_hopper(gpu) and _fa3(gpu, s)):
+        return []
+    found = "fp8 KV with FlashAttention 3 in SGLang on Hopper, whose attention sums lose small terms (errors of 0.57 at 131,072 tokens)"
+    required = "answers that are right at the whole context"
+    fix = "use bf16 KV, or prove it with the real weights: context_test_needles: true at the longest context (docs/tuning.md)"
+    return [Finding(found, required, fix, "warn", "short_fp8_sums")]
+
+
+def changes(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Change]:
+    """A smaller table of requests, no graph buffers, a smaller pool for local layers."""
+    found = []
+    if s.max_num_seqs is None or s.max_num_seqs > 8:
+        found.append(Change("max running requests 8", replace(s, max_num_seqs=8)))
+    if s.cuda_graph_max_batch is None and not s.enforce_eager:
+        found.append(Change("CUDA graphs off", replace(s, cuda_graph_max_batch=0)))
+    if s.swa_full_tokens_ratio is None and model.architecture in SPLIT_ARCHITECTURES:
+        found.append(Change("swa-full-tokens-ratio 0.02", replace(s, swa_full_tokens_ratio=0.02)))
     return found

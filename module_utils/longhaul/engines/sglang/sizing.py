@@ -15,7 +15,7 @@ from ...models.architecture import AttentionKind, ModelArchitecture
 from ...physics.hardware import GIB, Gpu
 from ...version import Version
 from ..sizing import KvGroup, PlanSettings, Pool, Sizing, Stage, cut_stages, hybrid_mode
-from .rules import SPLIT_ARCHITECTURES, VERIFIED, SglangRules, sglang_rules
+from .rules import SPLIT_ARCHITECTURES, VERIFIED, SglangRules, batched_tokens, sglang_rules
 
 # The table of requests is max_running_requests x (context + 4) x 4 bytes on every GPU (ReqToTokenPool: int32).
 REQUEST_TABLE_BUDGET_BYTES = 512 * 1024**2
@@ -88,10 +88,7 @@ class SglangSizing(Sizing):
                 return few if small else many
         return 512
 
-    def available(self) -> tuple[int, int, int]:
-        given = self.given()
-        if given:
-            return given
+    def estimate(self) -> tuple[int, int, int]:
         weights = max(x.weights_bytes for x in self.stages)
         # The pool takes what the fraction leaves after weights; context and collectives count against it too.
         overhead, margin = GIB + GIB // 2, GIB + GIB // 2
@@ -122,9 +119,8 @@ class SglangSizing(Sizing):
         if self.rules.split_sum == "layers":
             full = int(whole * (full_layers + local_layers) / (self._ratio * local_layers + full_layers))
         else:
-            full = int(
-                whole * (cell * full_layers + cell * local_layers) / (cell * full_layers + self._ratio * cell * local_layers)
-            )
+            whole_bytes = whole * (cell * full_layers + cell * local_layers)
+            full = int(whole_bytes / (cell * full_layers + self._ratio * cell * local_layers))
         return self._align(full), self._align(int(full * self._ratio))
 
     def pool(self, available: int) -> Pool:
@@ -190,27 +186,16 @@ class SglangSizing(Sizing):
         costs, room = self.fixed_costs(pool), self.fixed_room()
         if room is None or sum(b for _, b in costs) <= room:
             return []
-        parts = " and ".join(f"{label} {b / GIB:.2f} GiB" for label, b in costs if b)
-        return [
-            Finding(
-                f"{parts} per GPU",
-                f"at most the {room / GIB:.2f} GiB that the static memory fraction leaves",
-                "set max running requests to 8 and keep CUDA graphs off or their batch small",
-                "refuse",
-                "request_table",
-            )
-        ]
+        found = " and ".join(f"{label} {b / GIB:.2f} GiB" for label, b in costs if b) + " per GPU"
+        required = f"at most the {room / GIB:.2f} GiB that the static memory fraction leaves"
+        fix = "set max running requests to 8 and keep CUDA graphs off or their batch small"
+        return [Finding(found, required, fix, "refuse", "request_table")]
 
     def own_figures(self, pool: Pool) -> Mapping[str, int]:
         return {} if pool.local_tokens is None else {"local_kv_tokens": pool.local_tokens}
 
     def own_steps(self) -> tuple[tuple[str, str, str], ...]:
         return (("one page", f"{self.page} tokens", "pools and requests are whole pages"),) if self.page > 1 else ()
-
-
-def batched_tokens(s: PlanSettings, gpu: Gpu) -> int:
-    """--chunked-prefill-size, or its default by GPU memory (server_args.py: _handle_gpu_memory_settings)."""
-    return s.max_num_batched_tokens or (16384 if gpu.memory_bytes >= 160 * GIB else 8192)
 
 
 def sglang_sizing(model: ModelArchitecture, gpu: Gpu, s: PlanSettings, stages: tuple[Stage, ...] | None = None) -> SglangSizing:

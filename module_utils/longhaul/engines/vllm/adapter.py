@@ -1,4 +1,4 @@
-"""vLLM, 0.12.0 and newer: settings -> argv by version, HTTP and metric names; log, sizing and advice are in the modules beside.
+"""vLLM, 0.12.0 and newer: settings -> argv by version, HTTP and metric names; log, sizing and rules are in the modules beside.
 
 Facts were read from the engine's own sources (the wheels of every release from 0.12.0 to 0.32.0); where a behaviour
 changed, a row of a table below says since when. ``tests/contract`` checks every emitted flag and environment variable,
@@ -19,7 +19,7 @@ from ..openai import OpenAiEngine
 from ..rules import Row, refuse_first
 from ..settings import EngineSettings
 from ..sizing import PlanSettings
-from . import advice, log
+from . import log, rules
 from .rules import VERIFIED, block_faults
 from .sizing import stage_layers, vllm_sizing
 
@@ -95,8 +95,8 @@ class VLLM(OpenAiEngine):
     takes = READS | {flag.setting for flag in FLAGS}
     stage_layers = staticmethod(stage_layers)
     sizing = staticmethod(vllm_sizing)
-    findings = staticmethod(advice.findings)
-    changes = staticmethod(advice.changes)
+    findings = staticmethod(rules.findings)
+    changes = staticmethod(rules.changes)
     hybrid_advice = f"set {HYBRID_CHUNKED_ENV.what}=1 (hybrid KV on)"
 
     def launch(self, settings: EngineSettings, version: Version) -> Launch:

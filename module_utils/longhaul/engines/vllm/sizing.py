@@ -71,14 +71,15 @@ class VllmSizing(Sizing):
         """
         return round(0.92 * fp32_logits_bytes(self.model, self.gpu, self.settings, self.batched)) if len(self.stages) > 1 else 0
 
-    def available(self) -> tuple[int, int, int]:
-        given = self.given()
-        if given:
-            return given
+    def estimate(self) -> tuple[int, int, int]:
         if self.gpu.vendor == "cpu":
             raise UserError("a CPU plan without KV space", "--available-kv-gib", "give VLLM_CPU_KVCACHE_SPACE, in GiB")
         share = self.settings.gpu_memory_utilization
-        return self._estimate(self.rules.memory_utilization if share is None else share)
+        share = self.rules.memory_utilization if share is None else share
+        overhead, margin = _runtime_overhead_bytes(self.model, self.gpu, self.settings, self.batched)
+        weights = max(x.weights_bytes for x in self.stages)
+        best = int(self.gpu.usable_bytes * share) - weights - self.rope - self.load_slack_bytes - overhead
+        return best - margin, best, best + margin
 
     def _tokens(self, blocks: int) -> int:
         context = self.settings.context_tokens
@@ -124,11 +125,8 @@ class VllmSizing(Sizing):
         context = self.settings.context_tokens
         if self.rules.start_check == "layers":
             kinds = [KvGroup(x.kind, x.window_tokens, self.block, (x.index,)) for x in self.model.layers]
-            need = max(
-                sum(self.group_blocks(k, context) for k in kinds[st.first : st.end]) * self.block * self.layer_token_bytes
-                for st in self.stages
-            )
-            return need <= available
+            blocks = max(sum(self.group_blocks(k, context) for k in kinds[st.first : st.end]) for st in self.stages)
+            return blocks * self.block * self.layer_token_bytes <= available
         if self.rules.start_check == "first_group":
             return self.group_blocks(self.groups[0], context) * self.block_bytes <= available
         held = self.block_bytes if self.rules.check_reserves_null_block else 0
@@ -148,18 +146,11 @@ class VllmSizing(Sizing):
             ("blocks per request", f"{self.request_blocks(context):,}", how),
         )
 
-    def _estimate(self, utilization: float) -> tuple[int, int, int]:
-        overhead, margin = _runtime_overhead_bytes(self.model, self.gpu, self.settings, self.batched)
-        weights = max(x.weights_bytes for x in self.stages)
-        best = int(self.gpu.usable_bytes * utilization) - weights - self.rope - self.load_slack_bytes - overhead
-        return best - margin, best, best + margin
-
 
 def _default_batched_tokens(s: PlanSettings, gpu: Gpu, rules: VllmRules) -> int:
     """max_num_batched_tokens of the API server (engine/arg_utils.py: get_batch_defaults)."""
     if s.max_num_batched_tokens is not None:
         return s.max_num_batched_tokens
-    seqs = s.max_num_seqs
     if gpu.vendor == "cpu":
         tokens, default_seqs = 2048 * s.gpus, 128 * s.gpus
     elif rules.large_gpu_batch and gpu.usable_bytes >= 160 * GIB:
@@ -168,7 +159,7 @@ def _default_batched_tokens(s: PlanSettings, gpu: Gpu, rules: VllmRules) -> int:
         tokens, default_seqs = 8192, 1024
     else:
         tokens, default_seqs = 2048, 256
-    return min(tokens, (seqs or default_seqs) * s.context_tokens)
+    return min(tokens, (s.max_num_seqs or default_seqs) * s.context_tokens)
 
 
 def _default_seqs(s: PlanSettings, gpu: Gpu) -> int:
