@@ -80,18 +80,14 @@ def phase_spans(lines: Iterable[str], adapter: EngineAdapter) -> tuple[PhaseSpan
         if begins and order.index(phase) < max(order.index(p) for p in begins):
             continue  # a slower rank repeats an earlier line
         begins[phase] = now
-    spans: list[PhaseSpan] = []
-    found = list(begins.items())
-    for i, (phase, begin) in enumerate(found):
-        end = found[i + 1][1] if i + 1 < len(found) else None
-        spans.append(
-            PhaseSpan(
-                phase,
-                None if begin is None or first is None else round(begin - first, 3),
-                None if begin is None or end is None else round(end - begin, 3),
-            )
-        )
-    return tuple(spans)
+
+    def seconds(start: float | None, end: float | None) -> float | None:
+        return None if start is None or end is None else round(end - start, 3)
+
+    ends = [*begins.values(), None][1:]
+    return tuple(
+        PhaseSpan(x, seconds(first, begin), seconds(begin, end)) for (x, begin), end in zip(begins.items(), ends, strict=True)
+    )
 
 
 def explain(lines: Sequence[str], adapter: EngineAdapter) -> LogReport:

@@ -88,16 +88,13 @@ class Pool:
 
 def check_settings(s: PlanSettings) -> None:
     """Raise UserError for figures that no engine can take."""
-    numbers = {
-        "context": s.context_tokens,
-        "tensor parallel size": s.tensor_parallel,
-        "pipeline parallel size": s.pipeline_parallel,
-        "max_num_batched_tokens": s.max_num_batched_tokens,
-        "max_num_seqs": s.max_num_seqs,
-        "concurrency": s.concurrency,
-        "max_total_tokens": s.max_total_tokens,
+    words = {
+        "context_tokens": "context",
+        "tensor_parallel": "tensor parallel size",
+        "pipeline_parallel": "pipeline parallel size",
     }
-    for label, value in numbers.items():
+    for name in (*words, "max_num_batched_tokens", "max_num_seqs", "concurrency", "max_total_tokens"):
+        label, value = words.get(name, name), getattr(s, name)
         if value is not None and value < 1:
             raise UserError(f"{label} {value}", "a whole number of at least 1", f"give a positive {label}")
     refuse_first(least_faults(s.block_size_tokens))
@@ -184,10 +181,6 @@ def cut_stages(model: ModelArchitecture, s: PlanSettings, layers: Sequence[int])
 
 
 # --------------------------------------------------------------------------------------------------------------- sizing
-
-
-def _round_bytes(gib: float) -> int:
-    return round(gib * GIB)
 
 
 @dataclass(frozen=True)
@@ -311,10 +304,10 @@ class Sizing:
         gib = self.settings.available_kv_gib
         if gib is None:
             return None
-        best = _round_bytes(gib)
+        best = round(gib * GIB)
         # A figure for a GPU with two decimals or fewer comes from a log, which rounds it.
         rounded = self.gpu.vendor != "cpu" and abs(gib * 100 - round(gib * 100)) < 1e-6
-        half = _round_bytes(_PRINTED_HALF_GIB) if rounded else 0
+        half = round(_PRINTED_HALF_GIB * GIB) if rounded else 0
         return best - half, best, best + half
 
 

@@ -1,4 +1,4 @@
-"""SGLang, 0.5.6.post2 and newer: settings -> argv by version, HTTP and metric names; log, load, sizing and rules are beside.
+"""SGLang, 0.5.6.post2 and newer: settings -> argv by version, HTTP and metric names; log, sizing and rules are beside.
 
 Facts were read from the engine's own sources (the wheels of every release from 0.5.6.post2 to 0.5.23); where a
 behaviour changed, a row of a table below says since when. ``tests/contract`` checks every emitted flag and environment
@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ...errors import UserError
+from ...results import Counters
 from ...version import Version
 from ..argv import ALWAYS, Flag, check_extra_args, refuse_others
-from ..base import BodyTemplate, EngineCapacity, HttpRequest, Launch, MetricNames, StreamEvent, Usage
+from ..base import BodyTemplate, EngineCapacity, HttpRequest, Launch, MetricNames, ServerInfo, StreamEvent, Usage
 from ..diagnosis import COMMON_FAILURES
 from ..openai import OpenAiEngine, message_of, openai_event
 from ..rules import Row, refuse_first
 from ..settings import EngineSettings
 from ..sizing import PlanSettings
-from . import load, log, rules
+from . import log, rules
 from .rules import VERIFIED, block_faults
 from .sizing import default_max_running_requests, sglang_sizing, stage_layers
 
@@ -104,6 +106,66 @@ METRICS = MetricNames(
 )
 
 
+# As its sources have it (0.5.6.post2, 0.5.12, 0.5.23): ``/server_info`` (older: ``/get_server_info``) holds settings and gauges of
+# the moment, no counter of tokens; its ``disable_radix_cache`` settles whether anything can be cached. ``/v1/loads`` (0.5.6.post2:
+# ``/get_load``) tells what runs, what waits and what the KV pool holds: other people's requests show there, without counters.
+# The second is the older releases' (and deprecated in the newer).
+INFO_PATHS = ("/server_info", "/get_server_info")
+LOAD_PATHS = ("/v1/loads", "/get_load")
+
+
+def parse_loads(answer: Any, pool_tokens: int | None = None, unix_s: float | None = None) -> Counters | None:
+    """SGLang's ``/v1/loads`` or ``/get_load`` -> Counters with gauges only (``has_counters`` is False), or ``None``.
+
+    Ranks are summed; ``kv_usage`` is that of the fullest. ``/get_load`` names no pool: ``pool_tokens`` (of /server_info) stands in,
+    and its tokens include those of waiting prompts.
+    """
+    rows = answer.get("loads") if isinstance(answer, Mapping) else answer
+    ranks = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+    running = waiting = 0.0
+    usages: list[float] = []
+    for rank in ranks:
+        queued, own = _figure(rank, "num_waiting_reqs"), _figure(rank, "num_running_reqs")
+        total = _figure(rank, "num_reqs")
+        own = total - (queued or 0.0) if own is None and total is not None else own
+        if own is None or queued is None:
+            return None
+        running, waiting = running + max(0.0, own), waiting + queued
+        used = _figure(rank, "num_used_tokens")
+        used = _figure(rank, "num_tokens") if used is None else used
+        pool = _figure(rank, "max_total_num_tokens") or pool_tokens
+        if used is not None and pool:
+            usages.append(min(1.0, used / pool))
+    if not ranks:
+        return None
+    now = time.time() if unix_s is None else unix_s
+    return Counters(unix_s=now, running=running, waiting=waiting, kv_usage=max(usages, default=None))
+
+
+def _figure(row: Mapping[str, Any], key: str) -> float | None:
+    value = row.get(key)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+# The settings and figures that go into a result.
+_TOLD = (
+    "version", "max_total_num_tokens", "context_length", "max_running_requests", "chunked_prefill_size", "disable_radix_cache",
+    "enable_metrics", "enable_cache_report",
+)  # fmt: skip
+
+
+def parse_info(answer: Any) -> ServerInfo:
+    """``/server_info`` -> version, pool, cache and the settings that matter. What is missing is left out."""
+    told = {key: answer[key] for key in _TOLD if answer.get(key) is not None} if isinstance(answer, Mapping) else {}
+    pool = told.get("max_total_num_tokens")
+    return ServerInfo(
+        version=str(told["version"]) if "version" in told else None,
+        kv_cache_tokens=pool if isinstance(pool, int) else None,
+        prefix_cache_off=told.get("disable_radix_cache") is True,
+        details=told,
+    )
+
+
 class SGLang(OpenAiEngine):
     """The SGLang adapter (native ``/generate`` API). Stateless."""
 
@@ -119,10 +181,10 @@ class SGLang(OpenAiEngine):
     stamp_s = staticmethod(log.stamp_s)
     explain_log = staticmethod(log.explain_log)
     metrics = METRICS
-    info_paths = load.INFO_PATHS
-    parse_info = staticmethod(load.parse_info)
-    load_paths = load.LOAD_PATHS
-    parse_load = staticmethod(load.parse_loads)
+    info_paths = INFO_PATHS
+    parse_info = staticmethod(parse_info)
+    load_paths = LOAD_PATHS
+    parse_load = staticmethod(parse_loads)
     counters_advice = "start SGLang with --enable-metrics"
     takes = READS | {flag.setting for flag in FLAGS}
     stage_layers = staticmethod(stage_layers)

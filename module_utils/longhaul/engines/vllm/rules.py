@@ -140,10 +140,8 @@ def _pipeline_room(gpu: Gpu, s: PlanSettings) -> list[Finding]:
     if share <= default or left_gib >= _PIPELINE_ROOM_GIB:
         return []
     found = f"{max(left_gib, 0):.1f} GiB of a GPU left beside a share of {share:g} in {s.pipeline_parallel} pipeline stages"
-    required = (
-        f"at least {_PIPELINE_ROOM_GIB:.0f} GiB: NCCL takes memory at a pipeline's first request, which no profile counts; "
-    )
-    required += "without it a healthy server dies then"
+    required = f"at least {_PIPELINE_ROOM_GIB:.0f} GiB: NCCL takes memory at a pipeline's first request, which no profile "
+    required += "counts; without it a healthy server dies then"
     return [Finding(found, required, f"lower gpu memory utilization to the engine's own {default:g}", "warn", "pipeline_room")]
 
 

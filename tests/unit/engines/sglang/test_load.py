@@ -8,7 +8,7 @@ import pytest
 from longhaul.engines.base import ServerInfo
 from longhaul.engines.metrics import has_counters, parse_counters
 from longhaul.engines.registry import get_engine
-from longhaul.engines.sglang.load import parse_info, parse_loads
+from longhaul.engines.sglang.adapter import parse_info, parse_loads
 
 
 def test_sglang_shows_its_counter_of_cached_tokens_only_after_the_first_hit() -> None:
