@@ -51,11 +51,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("no --out, or neither --engine nor --lock", "--engine NAME==VERSION --out DIR, or --join DIR", "add them")
     split_bytes = parse_size(args.split) if args.split else None
     if args.compress != "none" and split_bytes is None:
-        raise UserError(
-            f"--compress {args.compress} without --split",
-            "both: only pieces are compressed, not the folder wheels/",
-            "add --split SIZE (4GB, say, for one piece), or leave --compress out",
-        )
+        required = "both: only pieces are compressed, not the folder wheels/"
+        fix = "add --split SIZE (4GB, say, for one piece), or leave --compress out"
+        raise UserError(f"--compress {args.compress} without --split", required, fix)
     root = Path(__file__).resolve().parents[3]
     engine_lock = args.lock or default_locks(root, args.engine, args.device)[0]
     lock = read_lock(engine_lock)
@@ -63,11 +61,8 @@ def run(args: argparse.Namespace) -> int:
     if python is None:
         raise UserError(f"no --python, and {engine_lock.name} names none", "the host's Python", "add --python 3.12")
     if lock.python not in (None, python):
-        raise UserError(
-            f"--python {python[0]}.{python[1]} with {engine_lock.name}",
-            "the Python that the lock was made for",
-            "leave --python out",
-        )
+        found = f"--python {python[0]}.{python[1]} with {engine_lock.name}"
+        raise UserError(found, "the Python that the lock was made for", "leave --python out")
     target = Target(python, args.machine, _pair("--glibc", args.glibc, r"(2)\.(\d+)"))
     installed = parse_installed(_text(args.exclude_installed)) if args.exclude_installed else {}
     # Only the engine's environment may borrow from the system; the others are complete in themselves.
@@ -103,9 +98,8 @@ def _say(text: str) -> None:
 def _pair(flag: str, text: str, pattern: str) -> tuple[int, int]:
     match = re.fullmatch(pattern, text.strip())
     if not match:
-        raise UserError(
-            f"{flag} {text!r}", "two numbers such as " + ("3.12" if flag == "--python" else "2.34"), f"correct {flag}"
-        )
+        example = "3.12" if flag == "--python" else "2.34"
+        raise UserError(f"{flag} {text!r}", f"two numbers such as {example}", f"correct {flag}")
     return int(match[1]), int(match[2])
 
 

@@ -27,17 +27,13 @@ def run(args: argparse.Namespace) -> int:
     try:
         text = sys.stdin.read() if args.log == "-" else Path(args.log).read_text(encoding="utf-8", errors="replace")
     except OSError as exc:
-        raise UserError(
-            f"{args.log} cannot be read ({exc.strerror})", "a log file, or - for standard input", "check the path"
-        ) from exc
+        found = f"{args.log} cannot be read ({exc.strerror})"
+        raise UserError(found, "a log file, or - for standard input", "check the path") from exc
     lines = text.splitlines()
     adapter = adapter_for(lines, args.engine)
     if adapter is None:
-        raise UserError(
-            f"{args.log} with {len(lines)} lines of neither engine",
-            "a log of " + " or ".join(ENGINES),
-            "name the engine with --engine",
-        )
+        found = f"{args.log} with {len(lines)} lines of neither engine"
+        raise UserError(found, "a log of " + " or ".join(ENGINES), "name the engine with --engine")
     report = explain(lines, adapter)
     print(json.dumps(to_jsonable(report), indent=1) if args.json else as_text(report))
     return 1 if report.failure else 0

@@ -6,7 +6,7 @@ import argparse
 import functools
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
 from ..capacity.plan import Plan, check_plan, needed_kv_bytes, plan_capacity, requests_that_fit
@@ -150,7 +150,7 @@ def plan_to_json(plan: Plan, nearest: Iterable[tuple[str, Plan]] = ()) -> dict[s
             {"change": change, "max_concurrency": p.max_concurrency, "context_tokens": p.settings.context_tokens}
             for change, p in nearest
         ],
-        "steps": [{"label": x.label, "value": x.value, "how": x.how, "exact": x.exact} for x in plan.steps],
+        "steps": [asdict(step) for step in plan.steps],
     }
 
 
@@ -183,11 +183,8 @@ def _parallel(args: argparse.Namespace) -> tuple[int, int, int]:
         if gpus % args.pipeline_parallel:
             raise UserError(f"{gpus} GPUs over {args.pipeline_parallel} stages", "GPUs divisible by --pp", "give --tp as well")
         return gpus // args.pipeline_parallel, args.pipeline_parallel, gpus
-    return (
-        args.tensor_parallel,
-        args.pipeline_parallel,
-        args.gpus if args.gpus is not None else args.tensor_parallel * args.pipeline_parallel,
-    )
+    gpus = args.gpus if args.gpus is not None else args.tensor_parallel * args.pipeline_parallel
+    return args.tensor_parallel, args.pipeline_parallel, gpus
 
 
 def _parameters(plan: Plan) -> int:
@@ -201,6 +198,8 @@ def _gib(value: float) -> str:
 def _table(plan: Plan) -> list[str]:
     s = plan.settings
     around = "" if plan.exact else f" (estimated, +- {plan.available_kv_margin_bytes / GIB:.1f} GiB)"
+    more = plan.pool_ceiling_tokens > plan.max_request_tokens
+    alone = f" (the pool alone would hold one of {plan.pool_ceiling_tokens:,})" if more else ""
     rows = [
         ("model", f"{plan.model.name}: {_parameters(plan) / 1e9:.2f}e9 parameters"),
         ("on", f"{s.gpus} x {plan.gpu.name}, TP{s.tensor_parallel} x PP{s.pipeline_parallel}, {s.engine} {s.release}"),
@@ -213,7 +212,7 @@ def _table(plan: Plan) -> list[str]:
             ("KV pool", _pool(plan)),
             ("needed a request", f"{_gib(plan.needed_kv_bytes_per_request)} a GPU at {s.context_tokens:,} tokens"),
             ("concurrency", f"{plan.max_concurrency:.2f}x at {s.context_tokens:,} tokens"),
-            ("longest request", f"{plan.max_request_tokens:,} tokens" + _uncapped(plan)),
+            ("longest request", f"{plan.max_request_tokens:,} tokens{alone}"),
         ]  # fmt: skip
         if s.concurrency > 1:
             need = needed_kv_bytes(plan, s.context_tokens, s.concurrency)
@@ -232,12 +231,6 @@ def _pool(plan: Plan) -> str:
         why = ": the GiB figure is rounded" if plan.exact else ""
         span = f" ({plan.kv_cache_tokens_low:,} to {plan.kv_cache_tokens_high:,}{why})"
     return f"{plan.kv_cache_tokens:,} tokens{local}{span}"
-
-
-def _uncapped(plan: Plan) -> str:
-    if plan.pool_ceiling_tokens <= plan.max_request_tokens:
-        return ""
-    return f" (the pool alone would hold one of {plan.pool_ceiling_tokens:,})"
 
 
 def _explanation(plan: Plan) -> list[str]:
@@ -278,9 +271,8 @@ def _sweep(model: ModelArchitecture, settings: PlanSettings, args: argparse.Name
     """One row per GPU and KV dtype: KV memory, the largest context, and the concurrency at each context."""
     names = [args.gpu] if args.gpu else [name for name, gpu in GPUS.items() if gpu.vendor != "cpu"]
     # A model below the shortest context of the table is shown at all of its positions.
-    contexts = [c for c in SWEEP_CONTEXTS if model.max_positions is None or c <= model.max_positions] or [
-        model.max_positions or 1
-    ]
+    top = model.max_positions or SWEEP_CONTEXTS[-1]
+    contexts = [c for c in SWEEP_CONTEXTS if c <= top] or [top]
     if args.context_tokens is not None and args.context_tokens not in contexts:
         contexts = sorted({*contexts, args.context_tokens})
     rows: list[dict[str, Any]] = []
@@ -292,17 +284,16 @@ def _sweep(model: ModelArchitecture, settings: PlanSettings, args: argparse.Name
             wanted = replace(settings, kv_cache_dtype=dtype)
             plans = {c: plan_capacity(model, gpu, replace(wanted, context_tokens=c), host_gpus=gpus) for c in contexts}
             any_plan = plans[contexts[0]]
-            rows.append(
-                {
-                    "gpu": gpu.name,
-                    "gpu_memory_gib": gpu.memory_gib,
-                    "kv_dtype": dtype,
-                    "weights_gib_per_gpu": any_plan.weights_bytes / GIB,
-                    "available_kv_gib_per_gpu": any_plan.available_kv_bytes / GIB,
-                    "max_context_tokens": max_context(model, gpu, wanted, host_gpus=gpus),
-                    "concurrency": {c: p.max_concurrency if p.kv_cache_tokens else 0.0 for c, p in plans.items()},
-                }
-            )
+            row: dict[str, Any] = {
+                "gpu": gpu.name,
+                "gpu_memory_gib": gpu.memory_gib,
+                "kv_dtype": dtype,
+                "weights_gib_per_gpu": any_plan.weights_bytes / GIB,
+                "available_kv_gib_per_gpu": any_plan.available_kv_bytes / GIB,
+                "max_context_tokens": max_context(model, gpu, wanted, host_gpus=gpus),
+                "concurrency": {c: p.max_concurrency if p.kv_cache_tokens else 0.0 for c, p in plans.items()},
+            }
+            rows.append(row)
     if args.json:
         print(json.dumps({"gpus": gpus, "contexts": contexts, "rows": rows}, indent=1))
         return 0

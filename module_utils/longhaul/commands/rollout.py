@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -186,9 +187,9 @@ def main(words: Sequence[str], root: Path) -> int:
     options, rest = parse(words)
     if not (root / options.playbook).exists():
         raise UserError(f"no playbook {options.playbook}", "deploy.yml or one of playbooks/", "correct --playbook")
-    inventory = options.inventory
+    inventory = options.inventory or str(root / "inventory" / "local")
     # ansible-runner wants an absolute path, but takes "host," lists and plain names as they are.
-    if inventory and Path(inventory).exists():
+    if Path(inventory).exists():
         inventory = str(Path(inventory).resolve())
     board, screen = Board(), Screen(sys.stdout.isatty() and not options.plain)
     stopped = False
@@ -210,9 +211,9 @@ def main(words: Sequence[str], root: Path) -> int:
             private_data_dir=str(private),
             project_dir=str(root),
             playbook=options.playbook,
-            **({"inventory": inventory} if inventory else {"inventory": str(root / "inventory" / "local")}),
+            inventory=inventory,
             extravars={"longhaul_run_id": options.run_id},
-            cmdline=_shell_words(rest) or None,
+            cmdline=shlex.join(rest) or None,
             quiet=True,
             suppress_env_files=True,
             envvars=environment(root),
@@ -238,9 +239,3 @@ def main(words: Sequence[str], root: Path) -> int:
     finally:
         signal.signal(signal.SIGINT, before)
         shutil.rmtree(private, ignore_errors=True)
-
-
-def _shell_words(words: Sequence[str]) -> str:
-    import shlex
-
-    return shlex.join(words)

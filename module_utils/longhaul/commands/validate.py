@@ -6,14 +6,16 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ..engines.registry import ENGINES
 from ..errors import UserError
 from ..keys import read_key
-from ..models.architecture import ModelArchitecture
 from ..models.reader import load_architecture
-from ..physics.hardware import Gpu, get_gpu
+from ..physics.hardware import get_gpu
 from ..prompts.needles import DEFAULT_DEPTHS, KINDS
 from ..results import EXIT_CODES, RunResult
 from ..validate.config import NeedleSettings, Point, ValidateConfig, result_file
@@ -21,9 +23,13 @@ from ..validate.progress import Progress, progress_line
 from ..validate.run import validate
 from ..validate.verdict import Limits
 
+_WHOLE = "whole numbers, comma separated (no 8M or 8m)"
+Filled = TypeVar("Filled", ValidateConfig, Limits)
+Number = TypeVar("Number", int, float)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags; the ladder is the product of --ladder and --concurrency."""
+    """Flags; the ladder is the product of --ladder and --concurrency. A ``dest`` names the field of the run's settings."""
     add = parser.add_argument
     add("--url", required=True, help="http://HOST:PORT of the server")
     add("--engine", required=True, help=" or ".join(ENGINES))
@@ -32,29 +38,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ladder", required=True, help="input lengths in tokens, comma separated: 1000,8000,100000")
     add("--output-length", type=int, default=200, help="tokens to generate per request (default 200)")
     add("--concurrency", default="1", help="requests in flight, comma separated (default 1)")
-    add("--context", type=int, help="served context; a point that exceeds it is refused")
-    add("--tokenizer", type=Path, help="folder with the model's tokenizer.json")
+    add("--context", dest="context_tokens", type=int, help="served context; a point that exceeds it is refused")
+    add("--tokenizer", dest="tokenizer_dir", type=Path, help="folder with the model's tokenizer.json")
     add("--vocab-size", type=int, help="without a tokenizer: random ids below this")
-    add("--corpus-cache", type=Path, help="where tokenized corpora are kept")
-    add("--corpus", type=Path, help="text to cut prompts from (plain or .gz; default: generated)")
+    add("--corpus-cache", dest="corpus_dir", type=Path, help="where tokenized corpora are kept")
+    add("--corpus", dest="corpus_source", type=Path, help="text to cut prompts from (plain or .gz; default: generated)")
     add("--seed", type=int, help="the same seed gives the same prompts (default: drawn, and recorded)")
     add("--repeats", type=int, default=1, help="rounds per point, each with fresh prompts")
+    spoilt = "how often a point is measured that circumstances spoilt (%(default)s)"
+    add("--attempts", type=int, default=ValidateConfig.attempts, help=spoilt)
+    add("--no-warmup", dest="warmup", action="store_false", help="no untimed request first")
     add(
-        "--attempts",
-        type=int,
-        default=ValidateConfig.attempts,
-        help="how often a point is measured that circumstances spoilt (%(default)s)",
+        "--warm",
+        dest="mode",
+        action="store_const",
+        const="warm",
+        default="cold",
+        help="measure the prefix cache on purpose: each prompt is sent once before it is timed",
     )
-    add("--no-warmup", action="store_true", help="no untimed request first")
-    add("--warm", action="store_true", help="measure the prefix cache on purpose: each prompt is sent once before it is timed")
-    add("--text", action="store_true", help="send chat messages instead of token ids (gateways)")
+    add(
+        "--text",
+        dest="transport",
+        action="store_const",
+        const="text",
+        default="ids",
+        help="send chat messages instead of token ids (gateways)",
+    )
     add("--api-key-file", type=Path, help="file that holds the key (or the environment's LONGHAUL_API_KEY)")
-    add("--slo-ttft", type=float, help="limit for the p90 of TTFT, seconds")
-    add("--slo-tpot", type=float, help="limit for the p90 of TPOT, seconds")
-    add("--slo-itl", type=float, help="limit for the p90 of gaps between tokens, seconds")
-    add("--slo-e2e", type=float, help="limit for the p90 of the whole request, seconds")
+    add("--slo-ttft", dest="ttft_s", type=float, help="limit for the p90 of TTFT, seconds")
+    add("--slo-tpot", dest="tpot_s", type=float, help="limit for the p90 of TPOT, seconds")
+    add("--slo-itl", dest="itl_s", type=float, help="limit for the p90 of gaps between tokens, seconds")
+    add("--slo-e2e", dest="e2e_s", type=float, help="limit for the p90 of the whole request, seconds")
     add("--tolerance", type=float, default=0.25, help="how far repeats may be apart: (max - min) / median (default 0.25)")
-    add("--budget", type=float, help="seconds for the whole ladder; points that do not fit are listed as not run")
+    add(
+        "--budget", dest="budget_s", type=float, help="seconds for the whole ladder; points that do not fit are listed as not run"
+    )
     add("--model-config", type=Path, help="the model's config.json or folder, for the physical floor")
     add("--gpu", help="GPU name, for the physical floor (h200, h100, ...), or 'cpu': calibrate this machine")
     add("--gpus", type=int, default=1, help="how many of them serve one copy of the model")
@@ -66,105 +84,76 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--needle-depths", default=",".join(f"{d:g}" for d in DEFAULT_DEPTHS), help="0 = start of the text, 1 = its end")
     add("--needle-recall", type=float, help="least share of needles to be found, 0..1")
     add("--dummy-weights", action="store_true", help="the weights are random: needles are not applicable")
+    slower = "run.json (or its folder) of an earlier run: slower beyond noise is FAIL (give both --repeats)"
+    add("--baseline", type=Path, help=slower)
     add(
-        "--baseline",
-        type=Path,
-        help="run.json (or its folder) of an earlier run: slower beyond noise is FAIL (give both --repeats)",
+        "--no-cache-salt",
+        dest="cache_salt",
+        action="store_false",
+        help="do not isolate this run from earlier prompts with a cache salt",
     )
-    add("--no-cache-salt", action="store_true", help="do not isolate this run from earlier prompts with a cache salt")
-    add("--no-flush", action="store_true", help="do not empty the prefix cache before each point")
+    add("--no-flush", dest="flush", action="store_false", help="do not empty the prefix cache before each point")
     add("--ca-file", type=Path, help="certificates (PEM) to trust beside the system's, for an https url")
     add("--proxy", help="http://HOST:PORT to go through; the environment's proxies are never used")
-    add("--host-name", help="name of the host in the results (default: from the url)")
+    add("--host-name", dest="host", help="name of the host in the results (default: from the url)")
     add("--run-id", help="name of the run (default: UTC time)")
-    add("--out", type=Path, required=True, help="folder for requests.jsonl and run.json")
+    add("--out", dest="out_dir", type=Path, required=True, help="folder for requests.jsonl and run.json")
     add("--quiet", action="store_true", help="no progress lines")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run and return the verdict's exit code: 0 PASS, 1 FAIL, 3 INVALID, 4 INCONCLUSIVE."""
     config = config_from(args)
-    result = validate(config, _silent if args.quiet else _Lines())
+    result = validate(config, (lambda _: None) if args.quiet else _Lines())
     print(summary(result))
     return EXIT_CODES[result.verdict]
 
 
 def config_from(args: argparse.Namespace) -> ValidateConfig:
     """Flags -> ValidateConfig; UserError for what cannot be right."""
-    lengths = _integers(args.ladder, "--ladder")
-    points = tuple(Point(n, args.output_length, c) for c in _integers(args.concurrency, "--concurrency") for n in lengths)
-    architecture: ModelArchitecture | None = load_architecture(args.model_config) if args.model_config else None
-    hardware: tuple[Gpu, int] | None = None
-    if args.gpu and args.gpu != "cpu":
-        hardware = (get_gpu(args.gpu), args.gpus)
+    lengths = _numbers(int, args.ladder, "--ladder", _WHOLE)
+    points = tuple(
+        Point(n, args.output_length, c) for c in _numbers(int, args.concurrency, "--concurrency", _WHOLE) for n in lengths
+    )
+    architecture = load_architecture(args.model_config) if args.model_config else None
     if args.gpu and architecture is None:
         raise UserError("--gpu without --model-config", "both, for the physical floor", "pass the model's config.json")
     kinds = tuple(k.strip() for k in args.needle_kinds.split(",") if k.strip())
     unknown = [k for k in kinds if k not in KINDS]
     if unknown:
         raise UserError(f"needle kind {unknown[0]!r}", "one of " + ", ".join(KINDS), "correct --needle-kinds")
-    return ValidateConfig(
-        url=args.url,
-        engine=args.engine,
-        engine_version=args.engine_version,
-        model=args.model,
-        host=args.host_name or args.url.split("://")[-1].split("/")[0],
-        out_dir=args.out,
+    return _filled(
+        ValidateConfig,
+        args,
+        host=args.host or args.url.split("://")[-1].split("/")[0],
         run_id=args.run_id or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()),
         points=points,
-        context_tokens=args.context,
-        tokenizer_dir=args.tokenizer,
-        vocab_size=args.vocab_size,
-        corpus_dir=args.corpus_cache,
-        corpus_source=args.corpus,
-        seed=args.seed,
-        repeats=args.repeats,
-        attempts=args.attempts,
-        warmup=not args.no_warmup,
-        mode="warm" if args.warm else "cold",
-        transport="text" if args.text else "ids",
         api_key=_api_key(args.api_key_file),
-        limits=Limits(
-            ttft_s=args.slo_ttft,
-            tpot_s=args.slo_tpot,
-            itl_s=args.slo_itl,
-            e2e_s=args.slo_e2e,
-            needle_recall=args.needle_recall,
-            tolerance=args.tolerance,
-        ),
-        budget_s=args.budget,
+        limits=_filled(Limits, args),
         architecture=architecture,
-        hardware=hardware,
+        hardware=(get_gpu(args.gpu), args.gpus) if args.gpu and args.gpu != "cpu" else None,
         calibrate=args.gpu == "cpu",
-        weights_dtype=args.weights_dtype,
-        kv_dtype=args.kv_dtype,
-        kv_cache_tokens=args.kv_cache_tokens,
         needles=NeedleSettings(
             enabled=args.needles or args.needle_recall is not None,
             kinds=kinds,
-            depths=tuple(_floats(args.needle_depths, "--needle-depths")),
+            depths=_numbers(float, args.needle_depths, "--needle-depths", "numbers, comma separated"),
             dummy_weights=args.dummy_weights,
         ),
         baseline=result_file(args.baseline) if args.baseline else None,
-        cache_salt=not args.no_cache_salt,
-        flush=not args.no_flush,
-        proxy=args.proxy,
-        ca_file=args.ca_file,
     )
 
 
-def _integers(text: str, flag: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part.replace("_", "")) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise UserError(f"{flag} {text!r}", "whole numbers, comma separated (no 8M or 8m)", f"correct {flag}") from None
+def _filled(kind: type[Filled], args: argparse.Namespace, **worked_out: Any) -> Filled:
+    """A dataclass from the options that carry the names of its fields, and from what was worked out."""
+    given = {f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)}
+    return kind(**{**given, **worked_out})
 
 
-def _floats(text: str, flag: str) -> tuple[float, ...]:
+def _numbers(kind: Callable[[str], Number], text: str, flag: str, required: str) -> tuple[Number, ...]:
     try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
+        return tuple(kind(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise UserError(f"{flag} {text!r}", "numbers, comma separated", f"correct {flag}") from None
+        raise UserError(f"{flag} {text!r}", required, f"correct {flag}") from None
 
 
 def _api_key(path: Path | None) -> str | None:
@@ -174,10 +163,6 @@ def _api_key(path: Path | None) -> str | None:
     if not key:
         raise UserError(f"key file {path} is empty", "a file with the key", "correct --api-key-file")
     return key
-
-
-def _silent(_: Progress) -> None:
-    pass
 
 
 class _Lines:
