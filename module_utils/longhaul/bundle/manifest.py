@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -92,18 +92,14 @@ def write_bundle(out: Path, manifest: Manifest) -> None:
         "glibc": ".".join(map(str, manifest.target.glibc)),
         **({} if manifest.compression == "none" else {"compression": manifest.compression}),
         "left_out": list(manifest.left_out),
-        "pieces": [_row(f) for f in manifest.pieces],
-        "wheels": [_row(f) for f in manifest.wheels],
+        "pieces": [asdict(f) for f in manifest.pieces],
+        "wheels": [asdict(f) for f in manifest.wheels],
     }
     write_atomic(out / "manifest.json", json.dumps(rows, indent=1) + "\n")
-    files = [(f, "pieces") for f in manifest.pieces] if manifest.pieces else [(f, "wheels") for f in manifest.wheels]
-    write_atomic(out / "SHA256SUMS", "".join(f"{f.sha256}  {folder}/{f.name}\n" for f, folder in files))
+    folder, files = ("pieces", manifest.pieces) if manifest.pieces else ("wheels", manifest.wheels)
+    write_atomic(out / "SHA256SUMS", "".join(f"{f.sha256}  {folder}/{f.name}\n" for f in files))
     write_atomic(out / "join.sh", _JOIN_SH.read_text(encoding="utf-8"))
     (out / "join.sh").chmod(0o755)
-
-
-def _row(file: File) -> dict[str, object]:
-    return {"name": file.name, "sha256": file.sha256, "size_bytes": file.size_bytes}
 
 
 def join_bundle(folder: Path, *, python: str = sys.executable) -> str:
@@ -111,13 +107,8 @@ def join_bundle(folder: Path, *, python: str = sys.executable) -> str:
     script = folder / "join.sh"
     if not script.exists() or not (folder / "manifest.json").exists():
         raise UserError(f"{folder} without join.sh or manifest.json", "a folder that longhaul bundle made", "copy all of it")
-    done = subprocess.run(
-        ["sh", str(script)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PYTHON": python, "PATH": os.environ.get("PATH", os.defpath)},
-    )
+    env = {"PYTHON": python, "PATH": os.environ.get("PATH", os.defpath)}
+    done = subprocess.run(["sh", str(script)], capture_output=True, text=True, check=False, env=env)
     if done.returncode != 0:
         words = (done.stderr.strip().splitlines() or ["join.sh failed"])[-1]
         parts = re.fullmatch(r"found: (.*) \| required: (.*) \| fix: (.*)", words)

@@ -150,9 +150,8 @@ def _xz(sink: _Sink) -> Iterator[_Sink]:
         try:
             import lzma
         except ImportError as error:
-            raise UserError(
-                "no xz program, and a Python without lzma", "either of them for --compress xz", "install xz"
-            ) from error
+            found = "no xz program, and a Python without lzma"
+            raise UserError(found, "either of them for --compress xz", "install xz") from error
         compressor = lzma.LZMACompressor(preset=_XZ_LEVEL)
         yield _Through(lambda data: sink.write(compressor.compress(data)))
         sink.write(compressor.flush())
@@ -177,11 +176,9 @@ def _xz(sink: _Sink) -> Iterator[_Sink]:
             pump.result()
             words = said.read().decode(errors="replace").strip().splitlines()
     if process.returncode != 0:
-        raise UserError(
-            f"xz ended with {process.returncode}: {words[-1][:200] if words else 'no output'}",
-            "an xz that works, with about 100 MB of memory per core",
-            "reinstall xz, or leave --compress out",
-        )
+        found = f"xz ended with {process.returncode}: {words[-1][:200] if words else 'no output'}"
+        required = "an xz that works, with about 100 MB of memory per core"
+        raise UserError(found, required, "reinstall xz, or leave --compress out")
 
 
 def _pump(source: IO[bytes], sink: _Sink) -> None:

@@ -31,9 +31,8 @@ def parse_installed(text: str) -> dict[str, str]:
             name, _, version = line.partition("==")
             if " @ " not in line:
                 if not version or not re.fullmatch(r"[A-Za-z0-9._-]+", name):
-                    raise UserError(
-                        f"line {line[:80]!r}", "output of pip list --format=json or pip freeze", "run one of them on the host"
-                    )
+                    required = "output of pip list --format=json or pip freeze"
+                    raise UserError(f"line {line[:80]!r}", required, "run one of them on the host")
                 found[canonical(name)] = version
     return found
 
@@ -65,11 +64,8 @@ def default_locks(root: Path, engine: str, device: str) -> tuple[Path, tuple[Pat
     path = folder / f"{name}-{device}-{version}.lock"
     if not path.exists():
         shipped = sorted(p.stem for p in folder.glob("*-*.lock"))
-        raise UserError(
-            f"no shipped lock for {engine} on {device}",
-            "one of " + ", ".join(shipped),
-            "give --lock FILE, one name==version a line",
-        )
+        fix = "give --lock FILE, one name==version a line"
+        raise UserError(f"no shipped lock for {engine} on {device}", "one of " + ", ".join(shipped), fix)
     return path, common_locks(root)
 
 
@@ -125,8 +121,5 @@ def fetch_wheels(
         )
         if done.returncode != 0:
             errors = [x for x in done.stdout.splitlines() if "ERROR" in x] or done.stdout.splitlines()[-1:] or ["no output"]
-            raise UserError(
-                f"pip download failed: {errors[-1][:300]}",
-                f"a wheel of every package for {target}",
-                "check the lock and the index; a newer --glibc takes newer wheels",
-            )
+            found, required = f"pip download failed: {errors[-1][:300]}", f"a wheel of every package for {target}"
+            raise UserError(found, required, "check the lock and the index; a newer --glibc takes newer wheels")

@@ -14,18 +14,18 @@ from .plan import Plan
 DRIFT_TOLERANCE = 0.02
 
 
-def compare_with_engine(plan: Plan, engine: EngineCapacity, tolerance: float = DRIFT_TOLERANCE) -> CapacityFacts:
+def compare_with_engine(plan: Plan, engine: EngineCapacity) -> CapacityFacts:
     """Set the engine's own figures beside the plan. Drift is engine / predicted - 1, the largest over the exact figures.
 
     The pool is recomputed from the engine's own "Available KV cache memory" (on CPU from the configured KV space) at the
     engine's own context, so that only the sums are compared, not the memory estimate. ``exact`` says that this was
-    possible: a drift above ``tolerance`` then means that the plan and the engine disagree on the model or the rules, and
+    possible: a drift above the tolerance then means that the plan and the engine disagree on the model or the rules, and
     ``predicted["agrees"]`` is False. ``predicted["sum"]`` and ``engine["sum"]`` state both sums in words.
     ``predicted["to_the_digit"]``: the printed token figure follows from a block count within the printed GiB's rounding.
     An engine may print the memory of another pipeline stage than the one with the least. The sum then subtracts the measured
     difference, and the tolerance grows by the same amount.
     """
-    settings = plan.settings
+    settings, tolerance = plan.settings, DRIFT_TOLERANCE
     if engine.context_tokens:
         settings = replace(settings, context_tokens=engine.context_tokens)
     exact = plan.gpu.vendor == "cpu" and settings.available_kv_gib is not None

@@ -70,9 +70,8 @@ def tls_context(ca_file: Path | None = None) -> ssl.SSLContext:
             context.load_verify_locations(cafile=ca_file)
         except (OSError, ssl.SSLError) as exc:
             reason = exc.strerror if isinstance(exc, OSError) and not isinstance(exc, ssl.SSLError) else "no certificate in it"
-            raise UserError(
-                f"CA file {ca_file} ({reason})", "a readable PEM file of certificates", "correct --ca-file (context_test_ca_file)"
-            ) from exc
+            fix = "correct --ca-file (context_test_ca_file)"
+            raise UserError(f"CA file {ca_file} ({reason})", "a readable PEM file of certificates", fix) from exc
     return context
 
 

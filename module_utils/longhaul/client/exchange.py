@@ -75,8 +75,7 @@ class Exchange:
     @property
     def itl_s(self) -> tuple[float, ...]:
         """Every gap between token events."""
-        times = self.token_times
-        return tuple(b - a for a, b in itertools.pairwise(times))
+        return tuple(later - earlier for earlier, later in itertools.pairwise(self.token_times))
 
 
 @dataclass(frozen=True)

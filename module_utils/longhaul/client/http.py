@@ -59,9 +59,8 @@ class ResponseReader:
                     if not b"HTTP/1.".startswith(buffer[position : position + 7]):
                         raise HttpFormatError(f"not an HTTP/1.1 response: {buffer[position : position + 60]!r}")
                     break
-                head = buffer[position:end]
+                self._head(buffer[position:end])
                 position = end + 4
-                self._head(head)
             elif self._state == "size":
                 end = buffer.find(b"\r\n", position)
                 if end < 0:
@@ -74,31 +73,8 @@ class ResponseReader:
                 self._left = int(text, 16)
                 position = end + 2
                 self._state = "chunk" if self._left else "trailer"
-            elif self._state == "chunk":
-                if len(buffer) - position < self._left + 2:
-                    # Hand on what is there: a token must not wait for the rest of a large chunk.
-                    take = min(self._left, len(buffer) - position)
-                    if take:
-                        self._sink.on_body(buffer[position : position + take])
-                        position += take
-                        self._left -= take
-                    break
-                end = position + self._left
-                if buffer[end : end + 2] != b"\r\n":
-                    raise HttpFormatError("chunk longer than its declared size")
-                if self._left:
-                    self._sink.on_body(buffer[position:end])
-                position = end + 2
-                self._state = "size"
-            elif self._state == "trailer":
-                end = buffer.find(b"\r\n", position)
-                if end < 0:
-                    break
-                line_is_empty = end == position
-                position = end + 2
-                if line_is_empty:
-                    self._finish()
-            elif self._state == "length":
+            elif self._state in ("chunk", "length"):
+                # Hand on what is there: a token must not wait for the rest of a large chunk.
                 take = min(self._left, len(buffer) - position)
                 if take:
                     self._sink.on_body(buffer[position : position + take])
@@ -106,7 +82,22 @@ class ResponseReader:
                     self._left -= take
                 if self._left:
                     break
-                self._finish()
+                if self._state == "length":
+                    self._finish()
+                    continue
+                if len(buffer) - position < 2:
+                    break
+                if buffer[position : position + 2] != b"\r\n":
+                    raise HttpFormatError("chunk longer than its declared size")
+                position += 2
+                self._state = "size"
+            elif self._state == "trailer":
+                end = buffer.find(b"\r\n", position)
+                if end < 0:
+                    break
+                if end == position:
+                    self._finish()
+                position = end + 2
             elif self._state == "close":
                 if position < len(buffer):
                     self._sink.on_body(buffer[position:])

@@ -93,9 +93,8 @@ class RecordWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8")
         except OSError as exc:
-            raise UserError(
-                f"{path} cannot be written ({exc.strerror})", "a writable folder for results", "choose another --out"
-            ) from exc
+            found = f"{path} cannot be written ({exc.strerror})"
+            raise UserError(found, "a writable folder for results", "choose another --out") from exc
         self._path = path
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._error: OSError | None = None

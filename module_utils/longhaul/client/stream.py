@@ -119,12 +119,8 @@ class StreamClient:
                 exchange.uploaded_at = time.perf_counter()
             await finished
         except asyncio.TimeoutError:
-            self._stop(
-                exchange,
-                connection,
-                RequestStatus.TIMEOUT,
-                f"the server took no byte of the body for {timeouts.upload_stall_s:.0f} s",
-            )
+            text = f"the server took no byte of the body for {timeouts.upload_stall_s:.0f} s"
+            self._stop(exchange, connection, RequestStatus.TIMEOUT, text)
         except (HttpFormatError, StreamFormatError, OSError) as exc:
             dead_on_reuse = reused and not fresh and not connection.answered and watchdog.reason is None
             if dead_on_reuse and time.perf_counter() - exchange.sent_at < 1.0:
@@ -141,8 +137,9 @@ class StreamClient:
         else:
             if exchange.status is RequestStatus.OK:
                 exchange.error = None
-            if whole:
-                self._release(connection)
+            # A connection whose body was not taken whole cannot serve another request.
+            if whole and connection.end():
+                self._idle.append(connection)
             else:
                 self._discard(connection)
         watchdog.cancel()
@@ -153,15 +150,12 @@ class StreamClient:
         self._discard(connection)
 
     def _drop_stale(self) -> None:
-        now = time.perf_counter()
-        keep: list[Connection] = []
-        for connection in self._idle:
-            if connection.lost or now - connection.idle_since > _IDLE_REUSE_S:
-                connection.abort()
-                self._all.discard(connection)
-            else:
-                keep.append(connection)
-        self._idle = keep
+        oldest = time.perf_counter() - _IDLE_REUSE_S
+        stale = {connection for connection in self._idle if connection.lost or connection.idle_since < oldest}
+        self._idle = [connection for connection in self._idle if connection not in stale]
+        for connection in stale:
+            connection.abort()
+            self._all.discard(connection)
 
     async def _acquire(self, timeout_s: float | None, *, fresh: bool = False) -> tuple[Connection, bool, float]:
         if not fresh:
@@ -171,12 +165,6 @@ class StreamClient:
         begun = time.perf_counter()
         connection = await self._connect(timeout_s or 10.0)
         return connection, False, time.perf_counter() - begun
-
-    def _release(self, connection: Connection) -> None:
-        if connection.end():
-            self._idle.append(connection)
-        else:
-            self._discard(connection)
 
     def _discard(self, connection: Connection) -> None:
         connection.end()
@@ -250,15 +238,11 @@ class _Watchdog:
     def _arm(self) -> None:
         deadline = self._deadline()
         limits = self._timeouts
-        if deadline is None:
-            if limits.stall_s is None:
-                return
-            wait = limits.stall_s
-        else:
-            wait = deadline[0] - time.perf_counter()
-            if limits.stall_s is not None:
-                wait = min(wait, max(limits.stall_s, 0.01))  # the first token may come meanwhile
-        self._handle = self._loop.call_later(max(wait, 0.001), self._fire)
+        waits = [] if deadline is None else [deadline[0] - time.perf_counter()]
+        if limits.stall_s is not None:
+            waits.append(max(limits.stall_s, 0.01))  # the first token may come meanwhile
+        if waits:
+            self._handle = self._loop.call_later(max(min(waits), 0.001), self._fire)
 
     def _fire(self) -> None:
         self._handle = None

@@ -72,15 +72,14 @@ def _info(args: argparse.Namespace) -> int:
     if args.folder is not None:
         meta = read_meta(args.folder)
         if meta is None:
-            raise UserError(
-                f"{args.folder} holds no whole corpus", "a folder made by 'longhaul corpus build'", "name such a folder"
-            )
+            found = f"{args.folder} holds no whole corpus"
+            raise UserError(found, "a folder made by 'longhaul corpus build'", "name such a folder")
         print(_describe(meta))
         return 0
-    found = find_corpora(args.cache_dir)
-    if not found:
+    corpora = find_corpora(args.cache_dir)
+    if not corpora:
         print(f"no corpus in {(args.cache_dir or default_cache_dir()) / 'corpus'}; make one with 'longhaul corpus build'")
-    for number, (folder, meta) in enumerate(found):
+    for number, (folder, meta) in enumerate(corpora):
         print(("\n" if number else "") + f"{folder}\n{_describe(meta)}")
     return 0
 

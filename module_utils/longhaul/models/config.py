@@ -24,13 +24,11 @@ class DecoderConfig:
     def integer(self, *keys: str, default: int | None = None, least: int = 1, most: int = 1 << 40) -> int:
         value = self.get(*keys, default=default)
         if value is None:
-            raise UserError(
-                f"a {self.model_type} config without {keys[0]}", "the config of a transformer decoder", f"add {keys[0]}"
-            )
+            found = f"a {self.model_type} config without {keys[0]}"
+            raise UserError(found, "the config of a transformer decoder", f"add {keys[0]}")
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise UserError(
-                f"{keys[0]} = {value!r:.40} in the config", f"a whole number from {least} to {most}", "correct the config"
-            )
+            found = f"{keys[0]} = {value!r:.40} in the config"
+            raise UserError(found, f"a whole number from {least} to {most}", "correct the config")
         return value
 
     def optional(self, *keys: str) -> int | None:

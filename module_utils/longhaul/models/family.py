@@ -184,10 +184,10 @@ def kinds_from_layer_types(config: DecoderConfig, count: int) -> list[tuple[Atte
     for word in types:
         kind = _LAYER_TYPES.get(str(word))
         if kind is None:
-            raise UserError(
+            found, required = (
                 f"layer type {word!r} in a {config.model_type} config",
                 "layers of " + ", ".join(sorted(_LAYER_TYPES)),
-                "size it with the engine itself; the plan would not be exact",
             )
+            raise UserError(found, required, "size it with the engine itself; the plan would not be exact")
         kinds.append((kind, widths[kind]) if widths[kind] else FULL)
     return kinds

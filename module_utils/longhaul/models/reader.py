@@ -43,17 +43,12 @@ def _from_config(raw: Mapping[str, Any], name: str) -> ModelArchitecture:
     model_type = str(text.get("model_type") or raw.get("model_type") or "")
     model_type, family = family_of(model_type)
     if not model_type and not any(k in text for k in ("num_hidden_layers", "n_layer")):
-        raise UserError(
-            "a config with neither model_type nor num_hidden_layers",
-            "the config.json of a transformer decoder",
-            "name the model's own config, not a tokenizer's or a generation config",
-        )
+        found, required = "a config with neither model_type nor num_hidden_layers", "the config.json of a transformer decoder"
+        raise UserError(found, required, "name the model's own config, not a tokenizer's or a generation config")
     if any(k in text for k in ("state_size", "ssm_cfg", "mamba_d_state", "linear_num_key_heads", "time_mix_extra_dim")):
-        raise UserError(
-            f"model type {model_type or 'unknown'} with recurrent (state-space or linear-attention) layers",
-            "a transformer whose layers all keep a KV cache",
-            "size it with the engine itself; the plan would not be exact",
-        )
+        found = f"model type {model_type or 'unknown'} with recurrent (state-space or linear-attention) layers"
+        required = "a transformer whose layers all keep a KV cache"
+        raise UserError(found, required, "size it with the engine itself; the plan would not be exact")
     c = DecoderConfig(text, family.model_types.get(model_type, {}), model_type or "decoder")
     hidden = c.integer("hidden_size", "n_embd", "d_model")
     count = c.integer("num_hidden_layers", "n_layer", "n_layers", most=10_000)

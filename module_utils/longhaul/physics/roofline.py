@@ -299,7 +299,7 @@ print(json.dumps(found))
 """
 
 
-def calibrate_cpu(python: str | None = None, *, budget_s: float = 0.12, cpuinfo: str | None = None) -> Gpu:
+def calibrate_cpu(python: str | None = None, *, budget_s: float = 0.12) -> Gpu:
     """A ceiling for this host's CPU, as a :class:`~.hardware.Gpu` row (use it with ``gpu_count`` 1); takes 1-4 s.
 
     The best of several matrix products on ONE core, times all physical cores (one core boosts highest, and no code scales
@@ -308,7 +308,6 @@ def calibrate_cpu(python: str | None = None, *, budget_s: float = 0.12, cpuinfo:
     with, best the engine's own (it has torch). Valid only where the engine runs on this host. Raises UserError where
     nothing could be timed.
     """
-    info = cpuinfo if cpuinfo is not None else _cpuinfo()
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [python or sys.executable, "-c", _PROBE, str(budget_s)]
     try:
@@ -317,7 +316,11 @@ def calibrate_cpu(python: str | None = None, *, budget_s: float = 0.12, cpuinfo:
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as exc:
         found, fix = f"the calibrating matrix product did not run ({exc})", "install numpy, or give the CPU's peak"
         raise UserError(found, "a Python with numpy", fix) from exc
-    return ceiling_from_rates({str(k): float(v) for k, v in rates.items()}, info)
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        cpuinfo = ""
+    return ceiling_from_rates({str(k): float(v) for k, v in rates.items()}, cpuinfo)
 
 
 def ceiling_from_rates(rates: Mapping[str, float], cpuinfo: str) -> Gpu:
@@ -364,10 +367,3 @@ def physical_cores(cpuinfo: str) -> int:
             if "core id" in values:
                 cores.add((values.get("physical id", "0"), values["core id"]))
     return len(cores) or processors or os.cpu_count() or 1
-
-
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return ""

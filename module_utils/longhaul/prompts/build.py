@@ -178,11 +178,9 @@ def _build(origin: Origin, blocks: _Blocks, folder: Path, tokens: int | None, re
                     exhausted = False
                     break
         if done == 0 or (goal is not None and done < goal):
-            raise UserError(
-                f"corpus {origin.source} has {done} tokens",
-                f"{goal or 1} tokens, so that nothing repeats inside a prompt",
-                "use a longer file, shorter prompts, or --extend to continue it with generated text",
-            )
+            required = f"{goal or 1} tokens, so that nothing repeats inside a prompt"
+            fix = "use a longer file, shorter prompts, or --extend to continue it with generated text"
+            raise UserError(f"corpus {origin.source} has {done} tokens", required, fix)
         tell("checking")
         ids = np.concatenate(parts)
         block_offsets(ids).astype("<u8").tofile(work / "blocks.u64")

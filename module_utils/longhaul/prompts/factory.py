@@ -24,6 +24,7 @@ NONCE_TOKENS = 16
 TEXT_SHARED_TOKENS = 64
 """Tokens allowed before a text prompt's nonce: a chat template's head stands there, and its size is not known from outside."""
 
+_MOST_ROUNDS = 16
 Piece = bytes | memoryview
 
 
@@ -90,11 +91,8 @@ class PromptFactory:
         nonce = self._nonce(seed_key)[: input_tokens - fixed if needles is None else NONCE_TOKENS]
         text_tokens = input_tokens - fixed - len(nonce)
         if text_tokens < 0 or not nonce:
-            raise UserError(
-                f"a prompt of {input_tokens} tokens",
-                f"at least {fixed + NONCE_TOKENS} for its needles and question",
-                "ask for more",
-            )
+            required = f"at least {fixed + NONCE_TOKENS} for its needles and question"
+            raise UserError(f"a prompt of {input_tokens} tokens", required, "ask for more")
         start = self._start(seed_key, text_tokens)
         pieces: list[Piece] = [b"[" + render_ids((*head, *nonce, *frame.intro))]
         at = 0
@@ -125,19 +123,13 @@ class PromptFactory:
         )
 
     def text_prompt(
-        self,
-        input_tokens: int,
-        *,
-        seed_key: str,
-        count: Callable[[str], int] | None = None,
-        needles: NeedlePlan | None = None,
-        max_rounds: int = 16,
+        self, input_tokens: int, *, seed_key: str, count: Callable[[str], int] | None = None, needles: NeedlePlan | None = None
     ) -> TextPrompt:
         """Make a text prompt that the server's own counter counts as ``input_tokens``; for gateways and chat endpoints.
 
         ``count(text)`` must count what the server will count, chat template included (its ``/tokenize``, or
         ``usage.prompt_tokens`` of a one-token request). Without it the tokenizer at hand counts the bare text. Text is
-        decoded from the corpus and re-aligned until the error is 0; after ``max_rounds`` the nearest is returned with its
+        decoded from the corpus and re-aligned until the error is 0; after 16 rounds the nearest is returned with its
         residual. Raises UserError: no tokenizer, corpus too short, or the frame alone is longer than asked.
         """
         tokenizer = self._tokenizer("text prompts")
@@ -151,16 +143,16 @@ class PromptFactory:
             return self._assemble(tokenizer, needles, nonce, start, tokens, fillers)
 
         room = self.corpus.n_tokens - start
-        overhead = counter(assemble(0, 0))
+        text = assemble(0, 0)
+        overhead = counter(text)
         if overhead > input_tokens:
-            raise UserError(
-                f"a text prompt of {input_tokens} tokens", f"at least {overhead} (nonce, needles, chat template)", "ask for more"
-            )
+            required = f"at least {overhead} (nonce, needles, chat template)"
+            raise UserError(f"a text prompt of {input_tokens} tokens", required, "ask for more")
         tokens, fillers = min(input_tokens - overhead, room), 0
-        best: tuple[int, str] | None = None
+        best = (overhead - input_tokens, text)
         seen: set[tuple[int, int]] = set()
         rounds = 0
-        while rounds < max_rounds:
+        while rounds < _MOST_ROUNDS:
             rounds += 1
             if (tokens, fillers) in seen:
                 # A cycle: the text is cut where neighbouring tokens merge. Cut it elsewhere and fill up with single words.
@@ -168,7 +160,7 @@ class PromptFactory:
             seen.add((tokens, fillers))
             text = assemble(tokens, fillers)
             residual = counter(text) - input_tokens
-            if best is None or abs(residual) < abs(best[0]):
+            if abs(residual) < abs(best[0]):
                 best = (residual, text)
             if residual == 0:
                 break
@@ -178,8 +170,6 @@ class PromptFactory:
                 fillers -= residual
             else:
                 tokens, fillers = max(0, tokens - residual - fillers), 0
-        if best is None:
-            raise ValueError("max_rounds must be at least 1")
         residual, text = best
         return TextPrompt(
             text=text,
@@ -205,8 +195,7 @@ class PromptFactory:
             cut = round(fact.depth * tokens)
             parts += [self._text(tokenizer, start + at, start + cut), f"\n\n{fact.text}\n\n"]
             at = cut
-        parts.append(self._text(tokenizer, start + at, start + tokens))
-        parts.append(" and" * fillers)
+        parts += [self._text(tokenizer, start + at, start + tokens), " and" * fillers]
         if needles is not None:
             parts.append(f"\n\n{needles.question}")
         return "".join(parts)
@@ -220,12 +209,10 @@ class PromptFactory:
             raise UserError(f"{purpose} with a corpus that has no tokenizer", "the model's tokenizer", "pass --tokenizer DIR")
         return self.corpus.tokenizer
 
-    def _uses_chat(self, tokenizer: Tokenizer) -> bool:
-        return bool(tokenizer.chat_template) if self._chat is None else self._chat
-
     def _needle_frame(self, tokenizer: Tokenizer) -> Frame:
         if self._frame is None:
-            self._frame = chat_frame(tokenizer) if self._uses_chat(tokenizer) else plain_frame(tokenizer)
+            uses_chat = bool(tokenizer.chat_template) if self._chat is None else self._chat
+            self._frame = chat_frame(tokenizer) if uses_chat else plain_frame(tokenizer)
         return self._frame
 
     def _nonce(self, seed_key: str) -> tuple[int, ...]:
@@ -238,11 +225,9 @@ class PromptFactory:
     def _start(self, seed_key: str, text_tokens: int) -> int:
         starts = self.corpus.n_tokens - text_tokens + 1
         if starts < 1:
-            raise UserError(
-                f"a corpus of {self.corpus.n_tokens} tokens",
-                f"at least {text_tokens}, so that nothing repeats inside the prompt",
-                "longhaul corpus build --tokens N with a larger N, or a longer file",
-            )
+            required = f"at least {text_tokens}, so that nothing repeats inside the prompt"
+            fix = "longhaul corpus build --tokens N with a larger N, or a longer file"
+            raise UserError(f"a corpus of {self.corpus.n_tokens} tokens", required, fix)
         digest = hashlib.sha256(f"{self.seed}/{seed_key}/start".encode()).digest()
         return int.from_bytes(digest[:8], "little") % starts
 

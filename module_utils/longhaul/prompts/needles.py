@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -75,9 +75,8 @@ def plan_needles(kind: NeedleKind, depths: Sequence[float], *, seed: int, key: s
     if not depths or any(not 0.0 <= d <= 1.0 for d in depths):
         raise UserError(f"needle depths {list(depths)}", "at least one number from 0 to 1", "correct the depths")
     if kind == "single" and len(depths) != 1:
-        raise UserError(
-            f"{len(depths)} depths for a single needle", "one depth per prompt", "use kind multi, or one prompt per depth"
-        )
+        fix = "use kind multi, or one prompt per depth"
+        raise UserError(f"{len(depths)} depths for a single needle", "one depth per prompt", fix)
     if kind == "multi_hop" and len(depths) < 2:
         raise UserError("one depth for a chain of facts", "at least two depths", "give multi_hop two or more depths")
     towns_known = _TOWNS.split()
@@ -184,8 +183,8 @@ def shown(point_id: str, input_tokens: int, told: NeedleAnswer) -> AskedNeedle:
 
 def aggregate(answered: Iterable[tuple[int, Iterable[NeedleAnswer]]]) -> tuple[NeedleCell, ...]:
     """Count pairs of (input tokens, answers of one request) for each (kind, length, depth), sorted."""
-    asked: dict[tuple[str, int, float], int] = defaultdict(int)
-    found: dict[tuple[str, int, float], int] = defaultdict(int)
+    asked: Counter[tuple[str, int, float]] = Counter()
+    found: Counter[tuple[str, int, float]] = Counter()
     for length, group in answered:
         for item in group:
             cell = (item.kind, length, item.depth)

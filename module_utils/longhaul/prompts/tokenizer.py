@@ -82,28 +82,21 @@ def load_tokenizer(path: Path, cache_dir: Path | None = None) -> Tokenizer:
     try:
         import tokenizers
     except ImportError as exc:
-        raise UserError(
-            f"Python {sys.executable} without the package tokenizers",
-            "tokenizers, to read the model's tokenizer",
-            "run scripts/bootstrap, or give the vocabulary size instead (random ids)",
-        ) from exc
+        found, required = f"Python {sys.executable} without the package tokenizers", "tokenizers, to read the model's tokenizer"
+        raise UserError(found, required, "run scripts/bootstrap, or give the vocabulary size instead (random ids)") from exc
     if path.is_dir() and not (path / "tokenizer.json").exists():
         path = converted(path, cache_dir)
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
         content = file.read_bytes()
     except OSError as exc:
-        raise UserError(
-            f"no tokenizer at {path} ({exc.strerror})",
-            "a folder with tokenizer.json, or that file",
-            "name the model folder; without a tokenizer, give the vocabulary size instead (random ids)",
-        ) from exc
+        fix = "name the model folder; without a tokenizer, give the vocabulary size instead (random ids)"
+        raise UserError(f"no tokenizer at {path} ({exc.strerror})", "a folder with tokenizer.json, or that file", fix) from exc
     try:
         raw = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
     except Exception as exc:  # the Rust side raises bare Exception
-        raise UserError(
-            f"{file} is not a tokenizer ({exc})", "a tokenizer.json of Hugging Face tokenizers", "fetch it again"
-        ) from exc
+        required = "a tokenizer.json of Hugging Face tokenizers"
+        raise UserError(f"{file} is not a tokenizer ({exc})", required, "fetch it again") from exc
     config: dict[str, Any] = {}
     template: str | None = None
     with contextlib.suppress(OSError, ValueError):

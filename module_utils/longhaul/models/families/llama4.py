@@ -39,11 +39,8 @@ class Llama4(Family):
         if not no_rope:
             no_rope = _every(config.integer("no_rope_layer_interval"), count)
         if not isinstance(no_rope, Sequence) or len(no_rope) != count:
-            raise UserError(
-                f"no_rope_layers of {len(no_rope) if isinstance(no_rope, Sequence) else no_rope!r}",
-                f"one 0 or 1 for each of {count} layers, or an interval",
-                "correct the config",
-            )
+            found = f"no_rope_layers of {len(no_rope) if isinstance(no_rope, Sequence) else no_rope!r}"
+            raise UserError(found, f"one 0 or 1 for each of {count} layers, or an interval", "correct the config")
         return [(AttentionKind.CHUNKED, chunk) if has_rope and chunk else FULL for has_rope in no_rope]
 
     def is_moe_layer(self, config: DecoderConfig, index: int) -> bool:
