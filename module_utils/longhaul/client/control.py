@@ -64,7 +64,8 @@ class ControlClient:
         try:
             import httpx
         except ImportError as exc:
-            fix = "run scripts/bootstrap on the controller; on a host, let client_env install its lock (client_env_use_system: false)"
+            host = "on a host, let client_env install its lock (client_env_use_system: false)"
+            fix = f"run scripts/bootstrap on the controller; {host}"
             raise UserError(f"Python {sys.executable} without the package httpx", "httpx, to ask the server", fix) from exc
         self.endpoint = endpoint
         # httpx would load its own list of authorities; a bare context costs nothing where no TLS is spoken.

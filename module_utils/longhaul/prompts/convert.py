@@ -44,7 +44,7 @@ _SETTINGS = (
 
 
 def default_cache_dir() -> Path:
-    """Where corpora and converted tokenizers are kept: ``$LONGHAUL_CACHE``, else ``$XDG_CACHE_HOME/longhaul``, else ``~/.cache/longhaul``."""
+    """``$LONGHAUL_CACHE``, else ``$XDG_CACHE_HOME/longhaul``, else ``~/.cache/longhaul``."""
     if own := os.environ.get("LONGHAUL_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longhaul"
@@ -96,9 +96,9 @@ def converted(folder: Path, cache_dir: Path | None = None) -> Path:
 def _convert(sources: list[Path], target: Path) -> None:
     names = ", ".join(f.name for f in sources[:3])
     if not can_convert():
-        reason = f"no tokenizer.json in {sources[0].parent} (only {names}), and Python {sys.executable} without transformers"
+        found = f"no tokenizer.json in {sources[0].parent} (only {names}), and Python {sys.executable} without transformers"
         fix = "run 'scripts/longhaul corpus tokenizer DIR' on the controller and put its tokenizer.json into the model's folder"
-        raise UserError(reason, "tokenizer.json", fix)
+        raise UserError(found, "tokenizer.json", fix)
     work = target.with_name(f".making-{target.name}-{os.getpid()}")
     try:
         work.mkdir(parents=True)
@@ -113,8 +113,8 @@ def _convert(sources: list[Path], target: Path) -> None:
         with contextlib.suppress(OSError):  # another run was quicker: its result is the same
             made.rename(target)
     except OSError as exc:
-        reason = f"the tokenizer made from {names} cannot be written to {target} ({exc.strerror or exc})"
-        raise UserError(reason, "a writable folder", "point LONGHAUL_CACHE or --cache-dir to one") from exc
+        found = f"the tokenizer made from {names} cannot be written to {target} ({exc.strerror or exc})"
+        raise UserError(found, "a writable folder", "point LONGHAUL_CACHE or --cache-dir to one") from exc
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
