@@ -156,7 +156,7 @@ class EngineAdapter(Protocol):
 
     # -- deployment
 
-    # The settings that launch makes something of. It refuses any other that somebody set (argv.refuse_others).
+    # The settings that launch makes something of. It refuses any other that somebody set (rules.refuse_others).
     takes: Collection[str] = ()
 
     def launch(self, settings: EngineSettings, version: Version) -> Launch:

@@ -9,10 +9,10 @@ from ...errors import UserError
 from ...models.architecture import ModelArchitecture
 from ...physics.hardware import Gpu
 from ...version import Version
-from ..argv import ALWAYS, check_extra_args, refuse_others
 from ..base import EngineCapacity, Launch, MetricNames
 from ..diagnosis import COMMON_FAILURES, FailureMark, Phase, PhaseMark
 from ..openai import OpenAiEngine
+from ..rules import ALWAYS, check_extra_args, refuse_others
 from ..settings import EngineSettings
 from ..sizing import PlanSettings, Stage
 from .sizing import FakeSizing

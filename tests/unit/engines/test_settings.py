@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 import pytest
-from longhaul.engines.argv import Flag
 from longhaul.engines.registry import ENGINES, get_engine
+from longhaul.engines.rules import Flag
 from longhaul.engines.settings import FIRST_SETTINGS, SETTINGS, SIZE_SETTINGS, EngineSettings, counted, declared, settings_from
 from longhaul.engines.sizing import PlanSettings
 from longhaul.errors import UserError

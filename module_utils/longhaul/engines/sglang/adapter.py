@@ -17,11 +17,10 @@ from typing import Any
 from ...errors import UserError
 from ...results import Counters
 from ...version import Version
-from ..argv import ALWAYS, Flag, check_extra_args, refuse_others
 from ..base import BodyTemplate, EngineCapacity, HttpRequest, Launch, MetricNames, ServerInfo, StreamEvent, Usage
 from ..diagnosis import COMMON_FAILURES
 from ..openai import OpenAiEngine, message_of, openai_event
-from ..rules import Row, refuse_first
+from ..rules import ALWAYS, Flag, Row, check_extra_args, refuse_first, refuse_others
 from ..settings import EngineSettings
 from ..sizing import PlanSettings
 from . import log, rules
@@ -205,11 +204,9 @@ class SGLang(OpenAiEngine):
         refuse_others(self.name, self.takes, s)
         check_extra_args(s)
         if s.hybrid_kv == "on" and not SPLIT_POOL_FOR_CHUNKED.holds(version):
-            raise UserError(
-                f"hybrid_kv on with SGLang {version}",
-                f"SGLang {SPLIT_POOL_FOR_CHUNKED.since} or newer (before, a prompt had to fit the small local pool)",
-                "set hybrid_kv to default, or choose a newer version",
-            )
+            required = f"SGLang {SPLIT_POOL_FOR_CHUNKED.since} or newer (before, a prompt had to fit the small local pool)"
+            fix = "set hybrid_kv to default, or choose a newer version"
+            raise UserError(f"hybrid_kv on with SGLang {version}", required, fix)
         if s.max_num_seqs is not None and s.max_num_seqs < 1:
             raise UserError(f"max_num_seqs {s.max_num_seqs}", "1 or more", "raise it, or leave it out")
         chunk, fa3 = s.max_num_batched_tokens, s.attention_backend == "fa3"

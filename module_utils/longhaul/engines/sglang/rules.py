@@ -104,7 +104,7 @@ def batched_tokens(s: PlanSettings, gpu: Gpu) -> int:
 
 def findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Finding]:
     """Page sizes that SGLang refuses or answers wrongly with, and attention that loses small terms."""
-    chunks = {x.window_tokens for x in model.layers if x.kind is AttentionKind.CHUNKED and x.window_tokens}
+    chunks = set(model.windows(AttentionKind.CHUNKED))
     faults = block_faults(
         s.release,
         s.block_size_tokens,

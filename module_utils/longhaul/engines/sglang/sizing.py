@@ -102,15 +102,17 @@ class SglangSizing(Sizing):
         """(full, local) token slots. Integers and floats as the releases mix them."""
         cell, limit = self.layer_token_bytes, self.settings.max_total_tokens
         full_layers, local_layers = self._layer_counts
+
+        def slots(bytes_each: float) -> int:
+            fit = self._align(max(available, 0) // bytes_each)
+            return min(fit, self._align(limit)) if limit else fit
+
+        if self.hybrid == "on" and self.rules.split_sum == "direct":
+            full = slots(cell * full_layers + self._ratio * cell * local_layers)
+            return full, self._align(int(full * self._ratio))
+        whole = slots(cell * (full_layers + local_layers))
         if self.hybrid != "on":
-            slots = self._align(max(available, 0) // (cell * (full_layers + local_layers)))
-            return (min(slots, self._align(limit)) if limit else slots), None
-        if self.rules.split_sum == "direct":
-            slots = self._align(max(available, 0) // (cell * full_layers + self._ratio * cell * local_layers))
-            slots = min(slots, self._align(limit)) if limit else slots
-            return slots, self._align(int(slots * self._ratio))
-        whole = self._align(max(available, 0) // (cell * (full_layers + local_layers)))
-        whole = min(whole, self._align(limit)) if limit else whole
+            return whole, None
         chunk = max((x.window_tokens or 0 for x in self.model.layers), default=0)
         if self.kvcache_ratio and chunk:
             share = 1 - self.kvcache_ratio + self.kvcache_ratio * chunk / self.settings.context_tokens

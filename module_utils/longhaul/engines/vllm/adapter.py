@@ -12,11 +12,10 @@ from dataclasses import replace
 
 from ...errors import UserError
 from ...version import Version
-from ..argv import ALWAYS, Flag, check_extra_args, refuse_others
 from ..base import EngineCapacity, HttpRequest, Launch, MetricNames, SharedMemory
 from ..diagnosis import COMMON_FAILURES
 from ..openai import OpenAiEngine
-from ..rules import Row, refuse_first
+from ..rules import ALWAYS, Flag, Row, check_extra_args, refuse_first, refuse_others
 from ..settings import EngineSettings
 from ..sizing import PlanSettings
 from . import log, rules
@@ -182,11 +181,8 @@ def _cpu_kv_gib(wanted: float | None) -> int:
     if wanted is None:
         return CPU_KV_CACHE_DEFAULT_GIB
     if wanted < 1 or wanted != int(wanted):
-        raise UserError(
-            f"cpu_kv_cache_gib {wanted:g}",
-            "a whole number of GiB, 1 at least (vLLM reads VLLM_CPU_KVCACHE_SPACE as an integer)",
-            "round it up",
-        )
+        required = "a whole number of GiB, 1 at least (vLLM reads VLLM_CPU_KVCACHE_SPACE as an integer)"
+        raise UserError(f"cpu_kv_cache_gib {wanted:g}", required, "round it up")
     return int(wanted)
 
 

@@ -122,7 +122,7 @@ _PIPELINE_ROOM_GIB = 2.0
 
 def findings(model: ModelArchitecture, gpu: Gpu, s: PlanSettings) -> list[Finding]:
     """Block sizes that vLLM refuses, and a pipeline that would leave NCCL no room."""
-    chunks = {x.window_tokens for x in model.layers if x.kind is AttentionKind.CHUNKED and x.window_tokens}
+    chunks = set(model.windows(AttentionKind.CHUNKED))
     faults = block_faults(s.release, s.block_size_tokens, on_cpu=gpu.vendor == "cpu", attention_chunks=chunks)
     return [Finding(f.found, f.required, f.fix, "refuse", "block_size") for f in faults] + _pipeline_room(gpu, s)
 
