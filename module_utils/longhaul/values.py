@@ -11,6 +11,14 @@ from typing import Any
 
 from .errors import UserError
 
+_WORDS = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "tuple": "a list",
+    "Mapping[str, int]": "names with integers",
+    "Mapping": "names with values",
+}
 _SWITCHES = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -58,9 +66,8 @@ def converted(name: str, value: Any, kind: str, fix: str | None = None) -> Any:
     """:func:`convert`, with a UserError that names the variable ``name`` where the value does not fit."""
     try:
         return convert(value, kind)
-    except (TypeError, ValueError) as exc:
-        plain = kind.split("|", maxsplit=1)[0].strip()
-        wanted = {"int": "an integer", "float": "a number", "bool": "true or false"}.get(plain, f"a value of type {plain}")
+    except (TypeError, ValueError, OverflowError) as exc:
+        wanted = next((words for prefix, words in _WORDS.items() if kind.startswith(prefix)), f"a value of type {kind}")
         raise UserError(f"{name} {value!r}", wanted, fix or f"set {name}") from exc
 
 

@@ -25,7 +25,11 @@ class Version:
         words = text.strip().lstrip("v").split("-", maxsplit=1)[0].split("+", maxsplit=1)[0].split(".")
         post = int(words.pop()[4:]) if words[-1].startswith("post") and words[-1][4:].isdecimal() else 0
         if not words or not all(word.isdecimal() for word in words):
-            raise UserError(f"engine version {text!r}", "a release number such as 0.12.0 or 0.5.6.post2", "set engine_version")
+            raise UserError(
+                f"engine version {text!r}",
+                "a release number such as 0.12.0 or 0.5.6.post2",
+                "give the engine's release: engine_version, or --engine NAME==VERSION",
+            )
         numbers = [int(word) for word in words]
         return cls((*numbers, *[0] * (3 - len(numbers))), post)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import http.client
+import math
 import socket
 import threading
 from collections.abc import Mapping
@@ -43,6 +44,7 @@ def test_text_means_what_the_value_means(whole: int, real: float, switch: bool) 
         (True, "int"),
         (1.5, "int"),
         (None, "int"),
+        (math.inf, "int"),
         ("most", "float"),
         (True, "float"),
         ("maybe", "bool"),
@@ -54,7 +56,7 @@ def test_text_means_what_the_value_means(whole: int, real: float, switch: bool) 
     ],
 )
 def test_what_does_not_fit_names_the_variable(value: Any, kind: str) -> None:
-    with pytest.raises(UserError, match=r"found: my_variable .* \| required: (an?|true) .* \| fix: set my_variable"):
+    with pytest.raises(UserError, match=r"found: my_variable .* \| required: (an? |true|names ).*\| fix: set my_variable"):
         converted("my_variable", value, kind)
 
 

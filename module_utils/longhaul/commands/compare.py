@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fail-on-regression", action="store_true", help="exit code 1 when B is slower beyond noise, or lost a PASS of A"
     )
-    parser.epilog = RULE.replace("%", "%%")
+    parser.epilog = RULE
 
 
 def run(args: argparse.Namespace) -> int:

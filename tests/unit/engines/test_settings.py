@@ -109,7 +109,7 @@ class TestReading:
         [
             ("device", "tpu", "cuda, rocm or cpu"),
             ("hybrid_kv", "maybe", "on, off or default"),
-            ("extra_args", "--seed 1", "a value of type tuple[str, ...]"),
+            ("extra_args", "--seed 1", "a list"),
             ("gpu_memory_utilization", True, "a number"),
             ("enforce_eager", "", "true or false"),
         ],
