@@ -102,13 +102,8 @@ def _from_config(raw: Mapping[str, Any], name: str) -> ModelArchitecture:
 def _mla(c: DecoderConfig) -> Mla | None:
     if c.get("kv_lora_rank") is None:
         return None
-    return Mla(
-        kv_lora_rank=c.integer("kv_lora_rank"),
-        q_lora_rank=c.optional("q_lora_rank"),
-        qk_nope_head_dim=c.integer("qk_nope_head_dim"),
-        qk_rope_head_dim=c.integer("qk_rope_head_dim"),
-        v_head_dim=c.integer("v_head_dim"),
-    )
+    head_dims = (c.integer(key) for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    return Mla(c.integer("kv_lora_rank"), c.optional("q_lora_rank"), *head_dims)
 
 
 def _rope(c: DecoderConfig) -> Mapping[str, Any]:

@@ -168,11 +168,11 @@ def _position(answer: str, digits: str) -> int | None:
     return None if match is None else match.start()
 
 
-def answers(plan_or_needles: NeedlePlan | Iterable[Needle], answer: str) -> tuple[NeedleAnswer, ...]:
+def answers(plan: NeedlePlan, answer: str) -> tuple[NeedleAnswer, ...]:
     """Judge each needle. The raw answer is kept in each result."""
-    question = plan_or_needles.question if isinstance(plan_or_needles, NeedlePlan) else None
-    needles = plan_or_needles.needles if isinstance(plan_or_needles, NeedlePlan) else plan_or_needles
-    return tuple(NeedleAnswer(n.kind, n.depth, n.expected, judge(answer, n), answer, question, n.subject) for n in needles)
+    return tuple(
+        NeedleAnswer(n.kind, n.depth, n.expected, judge(answer, n), answer, plan.question, n.subject) for n in plan.needles
+    )
 
 
 def shown(point_id: str, input_tokens: int, told: NeedleAnswer) -> AskedNeedle:

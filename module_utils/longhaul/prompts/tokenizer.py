@@ -19,13 +19,11 @@ from .ids import Ids
 if TYPE_CHECKING:
     import tokenizers
 
-Json = Mapping[str, Any]
-
 
 class Tokenizer:
     """A ``tokenizer.json`` with what prompts need of it. ``encode`` adds no special tokens, ``decode`` hides none."""
 
-    def __init__(self, raw: tokenizers.Tokenizer, fingerprint: str, config: Json, chat_template: str | None) -> None:
+    def __init__(self, raw: tokenizers.Tokenizer, fingerprint: str, config: Mapping[str, Any], chat_template: str | None) -> None:
         raw.no_truncation()
         raw.no_padding()
         self._raw = raw
@@ -33,7 +31,6 @@ class Tokenizer:
         self.config = config
         self.chat_template = chat_template
         self.added_ids: frozenset[int] = frozenset(raw.get_added_tokens_decoder())
-        self.vocab_size: int = raw.get_vocab_size(with_added_tokens=True)
 
     @property
     def bos_id(self) -> int | None:
