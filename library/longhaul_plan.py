@@ -55,10 +55,11 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.longhaul.capacity.gate import Answer, answer_drift, answer_gate, choose_gpu, drift, gate
-from ansible.module_utils.longhaul.deploy.hostfacts import capacity_of_last_start
+from ansible.module_utils.longhaul.deploy.hostfacts import capacity_of_start
 from ansible.module_utils.longhaul.deploy.layout import layout
 from ansible.module_utils.longhaul.deploy.preflight import as_result, model_config, run_checks
 from ansible.module_utils.longhaul.engines.settings import EngineSettings, settings_from
+from ansible.module_utils.longhaul.files import read_json
 from ansible.module_utils.longhaul.physics.hardware import Gpu, detect_gpus
 
 
@@ -95,7 +96,7 @@ def after_start(options: dict[str, Any], settings: EngineSettings, config: dict[
     """The engine's own figures, of this start or of the last one that was watched, beside the plan."""
     capacity = options["capacity"] or {}
     if not any(v is not None for v in capacity.values()) and options["home"]:
-        capacity = capacity_of_last_start(layout(options["home"], options["instance"]))
+        capacity = capacity_of_start(read_json(layout(options["home"], options["instance"]).facts_file) or {})
     if config is None or gpu is None:
         return Answer(skipped="no model configuration, or no GPU that we know")
     return answer_drift(drift(options["engine"], options["version"], settings, config, gpu, capacity), options["policy"])

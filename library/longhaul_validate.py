@@ -66,34 +66,13 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     """Measure, judge, write the facts."""
     options = module.params
     where = layout(options["facts_home"], options["instance"]) if options["facts_home"] else None
+    result = {"changed": False, "out_dir": options["out_dir"]}
     if module.check_mode:
-        return {
-            "changed": False,
-            "verdict": "INCONCLUSIVE",
-            "reasons": ["check mode sends nothing"],
-            "out_dir": options["out_dir"],
-        }
-    run = run_endpoint_test(
-        Spec.parse(options["spec"], "the option spec"),
-        options["options"],
-        name=options["name"],
-        run_id=options["run_id"],
-        out_dir=options["out_dir"],
-        cache_dir=options["cache_dir"],
-        url=options["url"] or None,
-        api_key_file=options["api_key_file"],
-        remote=options["remote"],
-        layout=where,
-        on_progress=QuietProgress(progress.say),
-    )
+        return {**result, "verdict": "INCONCLUSIVE", "reasons": ["check mode sends nothing"]}
+    run = run_endpoint_test(Spec.parse(options["spec"], "the option spec"), options, where, QuietProgress(progress.say))
     if options["copy_to"]:
         shutil.copyfile(Path(options["out_dir"]) / "run.json", options["copy_to"])
-    result = {
-        "changed": False,
-        "verdict": run.verdict.value,
-        "reasons": [r.text for r in run.reasons],
-        "out_dir": options["out_dir"],
-    }
+    result |= {"verdict": run.verdict.value, "reasons": [r.text for r in run.reasons]}
     if where is not None:
         _, facts = update_facts(where, lambda before: validated_facts(before, run))
         result["ansible_facts"] = {"longhaul": facts}

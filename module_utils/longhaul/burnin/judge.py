@@ -7,11 +7,11 @@ with the plan, the roofline and the hardware's own counters.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..deploy.hostfacts import largest_passed_input_tokens, verdict_of
 from ..errors import UserError
 from ..host.state import SmiLog
 from ..results import BurninCheck as Check
@@ -137,11 +137,10 @@ def _gpu_checks(loads: Sequence[GpuLoad], limits: Limits, on_gpu: bool) -> list[
     clocks = f"median SM clock under load at least {limits.least_clock_share} of the maximum"
     heat = f"at most {limits.most_temperature_c} C"
     throttled = f"slowed down in at most {limits.most_throttled_share} of the samples under load"
-    if not on_gpu:
-        return [Check(n, "no GPU", r, None) for n, r in (("clocks", clocks), ("temperature", heat), ("throttling", throttled))]
-    if not loads:
-        kinds = (("clocks", clocks), ("temperature", heat), ("throttling", throttled))
-        return [Check(n, "no samples", r, Verdict.INCONCLUSIVE) for n, r in kinds]
+    if not on_gpu or not loads:
+        said, verdict = ("no samples", Verdict.INCONCLUSIVE) if on_gpu else ("no GPU", None)
+        kinds = {"clocks": clocks, "temperature": heat, "throttling": throttled}
+        return [Check(name, said, required, verdict) for name, required in kinds.items()]
     found = []
     for load in loads:
         share = load.sm_clock_mhz / load.max_sm_clock_mhz if load.sm_clock_mhz and load.max_sm_clock_mhz else None
@@ -151,14 +150,16 @@ def _gpu_checks(loads: Sequence[GpuLoad], limits: Limits, on_gpu: bool) -> list[
             words = f"GPU {load.index}: {load.sm_clock_mhz:.0f} of {load.max_sm_clock_mhz:.0f} MHz"
             verdict = Verdict.PASS if share >= (limits.least_clock_share or 0) else Verdict.FAIL
         found.append(Check("clocks", words, clocks, verdict))
-        hottest = load.temperature_c_max
-        if hottest is None:
-            found.append(Check("temperature", f"GPU {load.index}: not told", heat, Verdict.INCONCLUSIVE))
-        else:
-            cool = limits.most_temperature_c is None or hottest <= limits.most_temperature_c
-            found.append(Check("temperature", f"GPU {load.index}: {hottest:.0f} C", heat, Verdict.PASS if cool else Verdict.FAIL))
-        found.append(_throttling(load, limits, throttled))
+        found += [_temperature(load, limits, heat), _throttling(load, limits, throttled)]
     return found
+
+
+def _temperature(load: GpuLoad, limits: Limits, required: str) -> Check:
+    hottest, most = load.temperature_c_max, limits.most_temperature_c
+    if hottest is None:
+        return Check("temperature", f"GPU {load.index}: not told", required, Verdict.INCONCLUSIVE)
+    verdict = Verdict.PASS if most is None or hottest <= most else Verdict.FAIL
+    return Check("temperature", f"GPU {load.index}: {hottest:.0f} C", required, verdict)
 
 
 def _throttling(load: GpuLoad, limits: Limits, required: str) -> Check:
@@ -213,18 +214,12 @@ def burnin_facts(run: RunResult) -> dict[str, Any]:
     if facts is None:
         raise ValueError("a run without a burn-in")
     return {
-        "verdict": run.verdict.value,
-        "run_id": run.run_id,
-        "at_unix_s": round(run.finished_unix_s, 1),
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.finished_unix_s)),
+        **verdict_of(run),
         "engine": run.engine,
         "version": run.engine_version,
         "model": run.model,
         "context_tokens": (run.environment.get("settings") or {}).get("context_tokens"),
-        "largest_passed_input_tokens": max(
-            (p.input_tokens for p in run.points if p.ran and p.verdict is Verdict.PASS), default=None
-        ),
-        "reasons": [r.text for r in run.reasons],
+        "largest_passed_input_tokens": largest_passed_input_tokens(run),
         "checks": [
             {"name": c.name, "verdict": c.verdict.value if c.verdict else None, "found": c.found, "required": c.required}
             for c in facts.checks

@@ -25,45 +25,33 @@ from ..validate.progress import Progress
 from ..validate.run import validate
 from ..validate.verdict import Limits
 from ..values import number
+from .hostfacts import capacity_of_start
 from .layout import Layout
 from .runtimes.registry import log_from_now, runtime_kind
 from .spec import Spec, read_api_key
 
 
 def run_endpoint_test(
-    spec: Spec,
-    options: Mapping[str, Any],
-    *,
-    name: str,
-    run_id: str,
-    out_dir: str,
-    cache_dir: str,
-    url: str | None,
-    api_key_file: str | None,
-    remote: bool,
-    layout: Layout | None,
-    on_progress: Callable[[Progress], None],
+    spec: Spec, task: Mapping[str, Any], layout: Layout | None, on_progress: Callable[[Progress], None]
 ) -> RunResult:
-    """Validate the endpoint that ``spec`` describes. ``remote``: this is not the server's machine."""
+    """Validate the endpoint that ``spec`` describes, as ``task`` says: the options of the module longhaul_validate."""
     facts = (read_json(layout.facts_file) if layout else None) or {}
+    url, remote = task["url"] or None, task["remote"]
     # Another address may be another server: the log of the engine that is deployed here says nothing about it.
     ours = layout is not None and not remote and (url or spec.url).rstrip("/") == spec.url.rstrip("/")
-    return validate(
-        config_from_options(
-            spec,
-            options,
-            facts,
-            name=name,
-            run_id=run_id,
-            out_dir=Path(out_dir),
-            cache_dir=Path(cache_dir),
-            url=url,
-            api_key=read_api_key(spec, api_key_file, remote),
-            remote=remote,
-        ),
-        on_progress,
-        log_from_now(layout, spec) if layout is not None and ours else None,
+    config = config_from_options(
+        spec,
+        task["options"],
+        facts,
+        name=task["name"],
+        run_id=task["run_id"],
+        out_dir=Path(task["out_dir"]),
+        cache_dir=Path(task["cache_dir"]),
+        url=url,
+        api_key=read_api_key(spec, task["api_key_file"], remote),
+        remote=remote,
     )
+    return validate(config, on_progress, log_from_now(layout, spec) if layout is not None and ours else None)
 
 
 def config_from_options(
@@ -79,7 +67,10 @@ def config_from_options(
     api_key: str | None,
     remote: bool,
 ) -> ValidateConfig:
-    """Options as the role passes them (strings allowed, ``None`` and "" mean: not set) -> ValidateConfig."""
+    """Options as the role passes them (strings allowed, ``None`` and "" mean: not set) -> ValidateConfig.
+
+    ``remote``: this is not the server's machine.
+    """
     settings = spec.settings
     model_dir = Path(settings.model_path)
     architecture = _architecture(model_dir)
@@ -126,7 +117,7 @@ def config_from_options(
         calibrate_python=runtime_kind(spec.runtime).host_python(spec) if on_cpu and not remote else None,
         weights_dtype=settings.quantization or (None if settings.dtype == "auto" else settings.dtype),
         kv_dtype=settings.kv_cache_dtype,
-        kv_cache_tokens=_pool_tokens(facts),
+        kv_cache_tokens=capacity_of_start(facts).get("kv_cache_tokens") or None,
         max_running=settings.max_num_seqs,
         needles=NeedleSettings(
             enabled=bool(options.get("needles")),
@@ -185,7 +176,7 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:
-        pass
+        return None
     return None
 
 
@@ -203,8 +194,3 @@ def _gpu(name: str, detected: Sequence[DetectedGpu]) -> Gpu | None:
     if name:
         return get_gpu(name)
     return next((g.gpu for g in detected if g.gpu is not None), None)
-
-
-def _pool_tokens(facts: Mapping[str, Any]) -> int | None:
-    start = (facts.get("deployed") or {}).get("start") or {}
-    return ((start.get("capacity") or {}).get("kv_cache_tokens")) or None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..files import read_json, to_json, write_atomic
-from ..results import RunResult, to_jsonable
+from ..results import RunResult, Verdict, to_jsonable
 from .layout import Layout
 from .spec import Spec
 
@@ -65,16 +65,20 @@ def deployed_facts(
     return after
 
 
-def verdict_section(run: RunResult) -> dict[str, Any]:
-    """The ``verdict`` section: verdict, time, reasons, and the run that holds the evidence."""
+def verdict_of(run: RunResult) -> dict[str, Any]:
+    """Verdict, time, reasons, and the run that holds the evidence."""
     return {
         "verdict": run.verdict.value,
         "run_id": run.run_id,
         "at_unix_s": round(run.finished_unix_s, 1),
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.finished_unix_s)),
         "reasons": [r.text for r in run.reasons],
-        "complete": run.complete,
     }
+
+
+def largest_passed_input_tokens(run: RunResult) -> int | None:
+    """The longest prompt that passed; ``None`` where none did."""
+    return max((p.input_tokens for p in run.points if p.ran and p.verdict is Verdict.PASS), default=None)
 
 
 def measured_section(run: RunResult) -> dict[str, Any]:
@@ -99,9 +103,7 @@ def measured_section(run: RunResult) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
         "mode": run.mode,
-        "largest_passed_input_tokens": max(
-            (p.input_tokens for p in run.points if p.ran and p.verdict.value == "PASS"), default=None
-        ),
+        "largest_passed_input_tokens": largest_passed_input_tokens(run),
         "points": points,
         "capacity": to_jsonable(run.capacity) if run.capacity else None,
         "needle_recall": run.needle_recall,
@@ -110,7 +112,7 @@ def measured_section(run: RunResult) -> dict[str, Any]:
 
 def validated_facts(before: Mapping[str, Any], run: RunResult) -> dict[str, Any]:
     """Facts after a validation run."""
-    return {**before, "measured": measured_section(run), "verdict": verdict_section(run)}
+    return {**before, "measured": measured_section(run), "verdict": {**verdict_of(run), "complete": run.complete}}
 
 
 def update_facts(
@@ -125,7 +127,6 @@ def update_facts(
     return changed, after
 
 
-def capacity_of_last_start(where: Layout) -> dict[str, Any]:
+def capacity_of_start(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The engine's own capacity figures of the last start that was watched; empty where none is known."""
-    facts = read_json(where.facts_file) or {}
     return dict(((facts.get("deployed") or {}).get("start") or {}).get("capacity") or {})

@@ -25,8 +25,6 @@ from .layout import Layout
 from .rolling import begin, is_unproven, keep_as_previous, settle
 
 SPEC_SCHEMA = "longhaul.spec/1"
-# The id is computed from everything but itself.
-UNHASHED = ("spec_id",)
 
 
 @dataclass(frozen=True)
@@ -82,16 +80,11 @@ class Spec:
             said = error.found if isinstance(error, UserError) else str(error)
             raise UserError(f"{source} has unusable settings ({said})", "the settings that Longhaul wrote", fix) from error
         return cls(
-            spec_id=document["spec_id"],
-            instance=document["instance"],
-            engine=document["engine"],
-            version=document["version"],
-            runtime=document["runtime"],
+            **{name: document[name] for name in ("spec_id", "instance", "engine", "version", "runtime", "url")},
             argv=tuple(map(str, document["argv"])),
             env=dict(document["env"]),
             secret_env=dict(document["secret_env"]),
             settings=settings,
-            url=document["url"],
             environment_hash=document.get("environment_hash"),
             container=document.get("container"),
             model=dict(document.get("model") or {}),
@@ -118,7 +111,6 @@ def render_spec(
     environment_hash: str | None = None,
     container: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
-    url: str | None = None,
 ) -> Spec:
     """Settings -> spec, with argv from the engine's adapter. Same input, same ``spec_id``.
 
@@ -145,7 +137,7 @@ def render_spec(
         "environment_hash": environment_hash,
         "container": dict(container) if container else None,
         "model": dict(model) if model else {},
-        "url": url or f"http://{f'[{reach}]' if ':' in reach else reach}:{settings.port}",
+        "url": f"http://{f'[{reach}]' if ':' in reach else reach}:{settings.port}",
     }
     document["spec_id"] = spec_id(document)
     return Spec.parse(document, "the rendered spec")
@@ -153,7 +145,7 @@ def render_spec(
 
 def spec_id(document: Mapping[str, Any]) -> str:
     """Twelve hex digits that change exactly when the deployment would. A setting of a later release, left unset, changes nothing."""
-    body = {k: v for k, v in document.items() if k not in UNHASHED}
+    body = {k: v for k, v in document.items() if k != "spec_id"}
     body["settings"] = counted(body["settings"])
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -5,6 +5,7 @@ The runtime hands over what differs between runtimes, as functions: whether the 
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -71,38 +72,34 @@ class LogFollower:
         return [line.decode(errors="replace") for line in lines]
 
 
-def _get(url: str, api_key: str | None) -> urllib.request.Request:
+def _get(url: str, timeout_s: float, api_key: str | None = None) -> tuple[int | None, bytes]:
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    return urllib.request.Request(url, headers=headers)  # noqa: S310 - http(s) by construction
+    try:
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310 - http(s) by construction
+        with _OPENER.open(request, timeout=timeout_s) as answer:
+            return int(answer.status), answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+    except (OSError, ValueError, http.client.HTTPException):
+        return None, b""
 
 
 def http_status(url: str, timeout_s: float = 5) -> int | None:
     """Status of a GET, ``None`` when nobody answers."""
-    try:
-        with _OPENER.open(url, timeout=timeout_s) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except (OSError, ValueError):
-        return None
+    return _get(url, timeout_s)[0]
 
 
 def http_text(url: str, timeout_s: float = 5, api_key: str | None = None) -> str:
     """Body of a GET, empty when nobody answers with 200."""
-    try:
-        with _OPENER.open(_get(url, api_key), timeout=timeout_s) as answer:
-            return str(answer.read().decode(errors="replace"))
-    except (OSError, ValueError):
-        return ""
+    return _get(url, timeout_s, api_key)[1].decode(errors="replace")
 
 
 def served_models(url: str, path: str, api_key: str | None = None, timeout_s: float = 5) -> tuple[ServedModel, ...]:
     """The models that the server says it serves; empty when it does not answer."""
     try:
-        with _OPENER.open(_get(url + path, api_key), timeout=timeout_s) as answer:
-            body = json.loads(answer.read())
+        body = json.loads(_get(url + path, timeout_s, api_key)[1])
         return tuple(ServedModel(str(m["id"]), m.get("max_model_len")) for m in body["data"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return ()
 
 

@@ -129,8 +129,12 @@ def plan_driver(
         names = _distribution_names(family, branch, is_open, nvswitch)
     else:
         names = _upstream_names(family, branch, is_open, nvswitch, subnet)
-    pin = _pin(version, family, source)
-    unpinned = tuple(name for name in names if _has_own_version(name, family, source))
+    # A full version pins; a branch alone pins nothing here.
+    suffix = f"-{version.strip()}*" if family == "RedHat" else f"={version.strip()}-*"
+    pin = "" if "." not in version or source == "files" else suffix
+    # Debian's persistence daemon is a source package of its own.
+    own_versions = (*_UNPINNED, "nvidia-persistenced") if family == "Debian" and source == "distribution" else _UNPINNED
+    unpinned = tuple(name for name in names if name.startswith(own_versions))
     packages = tuple(name if not pin or name in unpinned else f"{name}{pin}" for name in names)
     stream = ""
     if family == "RedHat" and source == "upstream":
@@ -223,21 +227,6 @@ def _distribution_names(family: str, branch: int, is_open: bool, nvswitch: bool)
     if nvswitch:
         names += [f"nvidia-fabricmanager-{branch}", f"libnvidia-nscq-{branch}"]
     return tuple(names)
-
-
-def _has_own_version(name: str, family: str, source: str) -> bool:
-    # Debian's persistence daemon is a source package of its own.
-    return name.startswith(_UNPINNED) or (family == "Debian" and source == "distribution" and name == "nvidia-persistenced")
-
-
-def _pin(version: str, family: str, source: str) -> str:
-    """A full version as a suffix for the package manager; a branch alone pins nothing here."""
-    version = version.strip()
-    if version.count(".") < 1 or source == "files":
-        return ""
-    if family == "RedHat":
-        return f"-{version}*"
-    return f"={version}-*"
 
 
 def reboot_needed(*, loaded: str, installed: str, nouveau_loaded: bool) -> str:

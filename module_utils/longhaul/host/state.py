@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 # PCI device ids of HGX boards whose NVSwitches are not PCI devices of NVIDIA's (fifth generation, behind a ConnectX):
@@ -88,10 +88,6 @@ class HostState:
     @property
     def has_nvswitch(self) -> bool:
         """Whether the GPUs hang on NVSwitches, so that nothing runs without a fabric manager."""
-        return has_nvswitch(self.pci)
-
-
-def has_nvswitch(devices: Sequence[PciDevice]) -> bool:
-    """NVSwitches on the bus, or several GPUs of a kind that comes on NVSwitch boards only."""
-    boards = sum(device.device_id.lower() in _NVSWITCH_BOARD_GPUS for device in devices)
-    return boards > 1 or any(device.kind == "nvswitch" for device in devices)
+        # Several GPUs of a kind that comes on NVSwitch boards only show no switch on the bus.
+        boards = sum(device.device_id.lower() in _NVSWITCH_BOARD_GPUS for device in self.pci)
+        return boards > 1 or any(device.kind == "nvswitch" for device in self.pci)

@@ -30,8 +30,6 @@ class ProgramState:
     state: str
     pid: int | None = None
     started_unix_s: float | None = None
-    exit_status: int | None = None
-    description: str = ""
 
     @property
     def alive(self) -> bool:

@@ -84,11 +84,7 @@ class DockerRuntime:
             return ProgramState("ABSENT")
         state = self.docker.get(f"/containers/{found['Id']}/json")["State"]
         return ProgramState(
-            state=_STATES.get(state["Status"], "EXITED"),
-            pid=int(state.get("Pid") or 0) or None,
-            started_unix_s=unix_s(state.get("StartedAt") or ""),
-            exit_status=int(state.get("ExitCode") or 0),
-            description=state.get("Error") or ("killed: out of memory" if state.get("OOMKilled") else ""),
+            _STATES.get(state["Status"], "EXITED"), int(state.get("Pid") or 0) or None, unix_s(state.get("StartedAt") or "")
         )
 
     def is_running(self) -> bool:
@@ -126,7 +122,7 @@ class DockerRuntime:
 
     def _create(self, spec: Spec) -> str:
         settings = container_from(spec.container or {})
-        name = reference(settings)
+        name, body = reference(settings), self._body(spec, self.where.container_spec(spec.spec_id))
         found = find_image(self.docker, settings.image, settings.digest)
         if not found["present"]:
             raise DockerError(404, "create", f"no such image: {name}")
@@ -134,28 +130,30 @@ class DockerRuntime:
             raise DockerError(
                 404, "create", f"no such image: {name} is {found['image_id'][:19]} here, {settings.image_id[:19]} was meant"
             )
-        for folder in host_folders(spec):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        file = self.where.container_spec(spec.spec_id)
-        write_atomic(file, to_json(spec.document))
-        body = create_body(spec, endpoint=str(self.where.state), spec_file=str(file), launcher=str(self.where.launcher))
+        self._make_folders(spec)
+        write_atomic(self.where.container_spec(spec.spec_id), to_json(spec.document))
         if found["digest"] is None:
             body["Image"] = found["image_id"]
         title = urllib.parse.quote(f"{self.where.program}-{spec.spec_id}")
         _, content = self.docker.call("POST", f"/containers/create?name={title}", body)
         return str(json.loads(content)["Id"])
 
+    def _body(self, spec: Spec, spec_file: Path) -> dict[str, Any]:
+        return create_body(spec, endpoint=str(self.where.state), spec_file=str(spec_file), launcher=str(self.where.launcher))
+
+    @staticmethod
+    def _make_folders(spec: Spec) -> None:
+        for folder in host_folders(spec):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+
     def _rename(self, mine: str) -> None:
         """Give the endpoint's name to ``mine``; the others are called after their spec."""
+        plain = self.where.program
         for found in self._all():
-            plain = f"/{self.where.program}" in found["Names"]
-            if found["Id"] == mine:
-                continue
-            if plain:
-                self._call_it(found["Id"], f"{self.where.program}-{found['Labels'].get(LABEL_SPEC)}")
-        now = self.docker.get(f"/containers/{mine}/json")
-        if now["Name"] != f"/{self.where.program}":
-            self._call_it(mine, self.where.program)
+            if found["Id"] != mine and f"/{plain}" in found["Names"]:
+                self._call_it(found["Id"], f"{plain}-{found['Labels'].get(LABEL_SPEC)}")
+        if self.docker.get(f"/containers/{mine}/json")["Name"] != f"/{plain}":
+            self._call_it(mine, plain)
 
     def _call_it(self, container: str, name: str) -> None:
         self.docker.call("POST", f"/containers/{container}/rename?name={urllib.parse.quote(name)}")
@@ -225,10 +223,8 @@ class DockerRuntime:
         """
         path = self.where.state / "script.py"
         write_atomic(path, script)
-        for folder in host_folders(spec):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        where = self.where
-        body = create_body(spec, endpoint=str(where.state), spec_file=str(where.current_spec), launcher=str(where.launcher))
+        self._make_folders(spec)
+        body = self._body(spec, self.where.current_spec)
         body["Entrypoint"] = [body["Entrypoint"][0], _SCRIPT_INSIDE, *words]
         here = {k: v for k, v in os.environ.items() if k.startswith(("NCCL_", "TORCH_SYMM_MEM_"))}
         body["Env"] = [f"{k}={v}" for k, v in {**here, **spec.env}.items()]
@@ -240,12 +236,10 @@ class DockerRuntime:
         try:
             self.docker.call("POST", f"/containers/{made}/start")
             end_s = time.monotonic() + timeout_s
-            state = self.docker.get(f"/containers/{made}/json")["State"]
-            while state["Running"]:
+            while (state := self.docker.get(f"/containers/{made}/json")["State"])["Running"]:
                 if time.monotonic() > end_s:
                     return ScriptEnd(None, "")
                 time.sleep(0.5)
-                state = self.docker.get(f"/containers/{made}/json")["State"]
             _, logs = self.docker.call("GET", f"/containers/{made}/logs?stdout=1&stderr=1")
         finally:
             with contextlib.suppress(UserError):

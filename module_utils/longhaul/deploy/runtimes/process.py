@@ -65,7 +65,7 @@ class ProcessRuntime:
             runs = self.where.running_file.read_text(encoding="utf-8").strip()
         except OSError:
             runs = ""
-        return state if runs in ("", spec.spec_id) else ProgramState("ABSENT", description=f"spec {runs} runs")
+        return state if runs in ("", spec.spec_id) else ProgramState("ABSENT")
 
     def is_running(self) -> bool:
         """Whether the program has a process."""

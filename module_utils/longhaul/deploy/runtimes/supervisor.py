@@ -22,6 +22,10 @@ from ..layout import Layout
 from .base import FileChange, ProgramState
 
 
+# What a call raises where supervisord does not answer, or does not know the program.
+_NO_ANSWER = (OSError, http.client.HTTPException, xmlrpc.client.Error)
+
+
 class _UnixTransport(xmlrpc.client.Transport):
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -119,7 +123,7 @@ class Supervisor:
         """Whether supervisord answers."""
         try:
             return bool(self._rpc().getState()["statename"] == "RUNNING")
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
+        except _NO_ANSWER:
             return False
 
     def ensure_running(self, timeout_s: float = 20) -> bool:
@@ -131,9 +135,8 @@ class Supervisor:
         if not binary.exists():
             raise UserError(f"no {binary}", "supervisord installed by the engine role", "run ansible-playbook deploy.yml")
         # A clean environment: the engine must not see the tokens, proxies and virtualenv of the operator's shell.
-        environment = {
-            k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME")
-        }
+        kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME")
+        environment = {name: value for name, value in os.environ.items() if name in kept}
         # A session of its own, so that it outlives the SSH connection (or the async job) that started it.
         begun = subprocess.run(
             [str(binary), "-c", str(config)],
@@ -168,15 +171,9 @@ class Supervisor:
         """The endpoint's program now."""
         try:
             info = self._rpc().getProcessInfo(self.where.program)
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
+        except _NO_ANSWER:
             return ProgramState("ABSENT")
-        return ProgramState(
-            state=str(info["statename"]),
-            pid=int(info["pid"]) or None,
-            started_unix_s=float(info["start"]) or None,
-            exit_status=int(info["exitstatus"]),
-            description=str(info["description"] or info["spawnerr"]),
-        )
+        return ProgramState(str(info["statename"]), int(info["pid"]) or None, float(info["start"]) or None)
 
     def load_programs(self) -> None:
         """Make supervisord read added, changed and removed files of conf.d. Other programs run on."""
@@ -204,13 +201,12 @@ class Supervisor:
         if not self.state().alive:
             return False
         self._rpc().stopProcess(self.where.program, False)
-        self._wait(
-            lambda: not self.state().alive and self.state().state != "STOPPING",
-            timeout_s + 15,
-            f"{self.where.program} does not stop",
-            "see the engine's log",
-        )
+        self._wait(self._is_gone, timeout_s + 15, f"{self.where.program} does not stop", "see the engine's log")
         return True
+
+    def _is_gone(self) -> bool:
+        state = self.state()
+        return not state.alive and state.state != "STOPPING"
 
     def give_up(self, timeout_s: float) -> bool:
         """Stop a program whose start failed; returns whether there was a process.
