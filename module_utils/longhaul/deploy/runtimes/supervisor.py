@@ -21,7 +21,6 @@ from ...unix_http import UnixHttpConnection
 from ..layout import Layout
 from .base import FileChange, ProgramState
 
-
 # What a call raises where supervisord does not answer, or does not know the program.
 _NO_ANSWER = (OSError, http.client.HTTPException, xmlrpc.client.Error)
 
