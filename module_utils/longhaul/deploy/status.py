@@ -93,20 +93,11 @@ def age(seconds: float | None) -> str:
 def status_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Rows (``host`` and the fields of :class:`EndpointStatus`) -> aligned lines of plain text."""
     header = ("HOST", "STATE", "DEPLOYED", "HEALTH", "VERDICT", "AGE", "KV", "REQUESTS")
-    cells = [header]
+    cells: list[tuple[str, ...]] = [header]
     for row in rows:
         usage, running = row.get("kv_usage"), row.get("running")
-        cells.append(
-            (
-                str(row["host"]),
-                str(row.get("state") or "-"),
-                str(row.get("deployed") or "-"),
-                str(row.get("health") or "-"),
-                str(row.get("verdict") or "-"),
-                age(row.get("verdict_age_s")),
-                "-" if usage is None else f"{100 * float(usage):.0f}%",
-                "-" if running is None else f"{float(running):.0f}",
-            )
-        )
+        words = (str(row.get(name) or "-") for name in ("host", "state", "deployed", "health", "verdict"))
+        kv = "-" if usage is None else f"{100 * float(usage):.0f}%"
+        cells.append((*words, age(row.get("verdict_age_s")), kv, "-" if running is None else f"{float(running):.0f}"))
     widths = [max(len(r[i]) for r in cells) for i in range(len(header))]
     return ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in cells]
