@@ -40,9 +40,7 @@ DOCUMENTATION = r"""
 
 EXAMPLES = r"""
 - name: Refuse a host that serves
-  longhaul_burnin:
-    home: /opt/longhaul
-    state: look
+  longhaul_burnin: {home: /opt/longhaul, state: look}
 """
 
 RETURN = r"""
@@ -64,7 +62,6 @@ from ansible.module_utils.longhaul.deploy.spec import load_spec
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
-    """One step."""
     options = module.params
     where = endpoint(module)
     state, run_id = options["state"], options["run_id"]

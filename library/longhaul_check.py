@@ -50,7 +50,6 @@ from ansible.module_utils.longhaul.deploy.preflight import as_result, run_checks
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
-    """Run what was asked for; gather everything before failing."""
     result, warnings = as_result(run_checks(module.params))
     for warning in warnings:
         module.warn(warning)

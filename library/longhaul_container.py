@@ -24,9 +24,7 @@ DOCUMENTATION = r"""
 
 EXAMPLES = r"""
 - name: Is the image here?
-  longhaul_container:
-    home: /opt/longhaul
-    image: vllm/vllm-openai:v0.12.0
+  longhaul_container: {home: /opt/longhaul, image: vllm/vllm-openai:v0.12.0}
 """
 
 RETURN = r"""
@@ -46,7 +44,6 @@ from ansible.module_utils.longhaul.files import write_atomic
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
-    """Look, and write the launcher where it differs."""
     options = module.params
     where = endpoint(module)
     wanted: ContainerSettings = container_from(

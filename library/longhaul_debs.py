@@ -20,8 +20,7 @@ DOCUMENTATION = r"""
 
 EXAMPLES = r"""
 - name: Install what was carried here
-  longhaul_debs:
-    folder: /var/cache/longhaul/packages
+  longhaul_debs: {folder: /var/cache/longhaul/packages}
 """
 
 RETURN = r"""
@@ -40,7 +39,6 @@ from ansible.module_utils.longhaul.host.debs import DEB_FORMAT, INSTALLED_FORMAT
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
-    """Look, compare, install."""
     folder, only = Path(module.params["folder"]), module.params["only"]
 
     def run(*words: str, check: bool = True) -> tuple[int, str, str]:

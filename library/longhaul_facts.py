@@ -26,8 +26,7 @@ DOCUMENTATION = r"""
 
 EXAMPLES = r"""
 - name: Write the facts of the deployment
-  longhaul_facts:
-    home: /opt/longhaul
+  longhaul_facts: {home: /opt/longhaul}
 """
 
 RETURN = r"""
@@ -47,7 +46,6 @@ from ansible.module_utils.longhaul.results import load_run
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
-    """Write or leave alone."""
     options = module.params
     where = endpoint(module)
     path = str(where.facts_file)

@@ -25,8 +25,7 @@ DOCUMENTATION = r"""
 
 EXAMPLES = r"""
 - name: Look at the GPUs
-  longhaul_gpu_facts:
-    expected: {gpus: 8, gpu: h200}
+  longhaul_gpu_facts: {expected: {gpus: 8, gpu: h200}}
 """
 
 RETURN = r"""
@@ -57,7 +56,6 @@ from ansible.module_utils.longhaul.host.read import installed_packages, kernel_m
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
-    """Look, compare, keep."""
     options = module.params
     expected = expected_from(options["expected"])
     state = read_host()

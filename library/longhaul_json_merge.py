@@ -27,9 +27,7 @@ DOCUMENTATION = r"""
 
 EXAMPLES = r"""
 - name: Let Docker keep containers while its daemon restarts
-  longhaul_json_merge:
-    path: /etc/docker/daemon.json
-    defaults: {live-restore: true}
+  longhaul_json_merge: {path: /etc/docker/daemon.json, defaults: {live-restore: true}}
 """
 
 RETURN = r"""
@@ -71,7 +69,6 @@ def write(module: AnsibleModule, path: Path, text: str, validate: str | None = N
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
-    """Read, merge, compare, write."""
     options = module.params
     path = Path(options["path"])
     state = Path(options["state_path"] or f"{path}.longhaul")

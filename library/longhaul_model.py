@@ -30,9 +30,7 @@ DOCUMENTATION = r"""
 
 EXAMPLES = r"""
 - name: Check a model on NFS
-  longhaul_model:
-    source: path
-    path: /mnt/models/Llama-4-Scout-17B-16E-Instruct
+  longhaul_model: {source: path, path: /mnt/models/Llama-4-Scout-17B-16E-Instruct}
 """
 
 RETURN = r"""
@@ -60,7 +58,6 @@ from ansible.module_utils.longhaul.keys import read_key
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
-    """Store or leave alone."""
     options = module.params
     path = Path(options["path"])
     if options["source"] == "path":

@@ -64,7 +64,6 @@ from ansible.module_utils.longhaul.physics.hardware import Gpu, detect_gpus
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
-    """Plan or compare."""
     options = module.params
     checked, warnings = as_result(run_checks(options["checks"]) if options["checks"] else [])
     for warning in warnings:

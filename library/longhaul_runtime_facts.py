@@ -5,8 +5,7 @@ DOCUMENTATION = r"""
 {
   "module": "longhaul_runtime_facts",
   "short_description": "Find out what a host has of a container runtime",
-  "description": [
-    "Asks the package database, systemd and the PCI bus in one task. Never changes anything."],
+  "description": ["Asks the package database, systemd and the PCI bus in one task. Never changes anything."],
   "attributes": {
     "check_mode": {"support": "full", "description": "Changes nothing with or without it."},
     "diff_mode": {"support": "none", "description": "It changes nothing."}},
@@ -40,7 +39,6 @@ from ansible.module_utils.longhaul.host.read import nvidia_devices
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
-    """Ask all of it."""
     argv, names, unit = (module.params[name] for name in ("argv", "names", "unit"))
     code, out, err = module.run_command([*argv, *names])
     if code > len(names):

@@ -26,9 +26,7 @@ DOCUMENTATION = r"""
 
 EXAMPLES = r"""
 - name: Stop the engine
-  longhaul_service:
-    home: /opt/longhaul
-    state: stopped
+  longhaul_service: {home: /opt/longhaul, state: stopped}
 """
 
 RETURN = r"""
@@ -46,7 +44,6 @@ from ansible.module_utils.longhaul.deploy.service import reach
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
-    """Reach the wanted state."""
     options = module.params
     reached = reach(endpoint(module), options["state"], stop_timeout_s=options["stop_timeout_s"], dry_run=module.check_mode)
     diff = [diff_of(file.path, file.before, file.after) for file in reached.files]

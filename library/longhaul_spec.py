@@ -37,9 +37,7 @@ DOCUMENTATION = r"""
 
 EXAMPLES = r"""
 - name: What is deployed?
-  longhaul_spec:
-    home: /opt/longhaul
-    state: read
+  longhaul_spec: {home: /opt/longhaul, state: read}
 """
 
 RETURN = r"""
@@ -97,7 +95,6 @@ def rendered(where: Layout, options: dict[str, Any]) -> Spec:
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
-    """Render, compare, store."""
     options = module.params
     where = endpoint(module)
     state, dry_run = options["state"], module.check_mode

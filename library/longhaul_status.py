@@ -5,8 +5,7 @@ DOCUMENTATION = r"""
 {
   "module": "longhaul_status",
   "short_description": "Read the status of an endpoint, or the end of its log",
-  "description": [
-    "Deployed, healthy, last verdict and its age, KV use. Changes nothing."],
+  "description": ["Deployed, healthy, last verdict and its age, KV use. Changes nothing."],
   "attributes": {
     "check_mode": {"support": "full", "description": "Changes nothing with or without it."},
     "diff_mode": {"support": "none", "description": "It changes nothing."}},
@@ -20,8 +19,7 @@ DOCUMENTATION = r"""
 
 EXAMPLES = r"""
 - name: How is it?
-  longhaul_status:
-    home: /opt/longhaul
+  longhaul_status: {home: /opt/longhaul}
 """
 
 RETURN = r"""
@@ -40,7 +38,6 @@ from ansible.module_utils.longhaul.errors import UserError
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
-    """Ask."""
     options = module.params
     where = endpoint(module)
     result = {"changed": False, "log": str(where.log)}

@@ -63,7 +63,6 @@ from ansible.module_utils.longhaul.validate.progress import QuietProgress
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
-    """Measure, judge, write the facts."""
     options = module.params
     where = layout(options["facts_home"], options["instance"]) if options["facts_home"] else None
     result = {"changed": False, "out_dir": options["out_dir"]}

@@ -59,7 +59,6 @@ from ansible.module_utils.longhaul.errors import UserError
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
-    """Build or leave alone."""
     options = module.params
     path = Path(options["path"])
     if options["lock"]:

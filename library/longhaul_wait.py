@@ -23,9 +23,7 @@ DOCUMENTATION = r"""
 
 EXAMPLES = r"""
 - name: Wait until the engine is ready
-  longhaul_wait:
-    home: /opt/longhaul
-    timeout_s: 1800
+  longhaul_wait: {home: /opt/longhaul, timeout_s: 1800}
 """
 
 RETURN = r"""
@@ -46,7 +44,6 @@ from ansible.module_utils.longhaul.results import to_jsonable
 
 
 def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
-    """Watch."""
     options = module.params
     where = endpoint(module)
     if module.check_mode:
