@@ -27,7 +27,7 @@ DOCUMENTATION = r"""
     "remote": {"description": "The module runs on another machine than the server.", "type": "bool", "default": false},
     "facts_home": {"description": "longhaul_home, to write the local facts; without it none are written.", "type": "path"},
     "instance": {"description": "Name of the endpoint on its host.", "type": "str", "default": "default"},
-    "options": {"description": "The ladder and everything else (see longhaul.deploy.endpoint_test.config_from_options).",
+    "options": {"description": "The ladder and everything else (see longhaul.deploy.validation.config_from_options).",
       "type": "dict", "required": true},
     "progress_file": {"description": "Set by the action plugin.", "type": "path"}}}
 """
@@ -55,10 +55,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.longhaul.deploy.endpoint_test import run_endpoint_test
 from ansible.module_utils.longhaul.deploy.hostfacts import update_facts, validated_facts
 from ansible.module_utils.longhaul.deploy.layout import layout
 from ansible.module_utils.longhaul.deploy.spec import Spec
+from ansible.module_utils.longhaul.deploy.validation import validate_endpoint
 from ansible.module_utils.longhaul.validate.progress import QuietProgress
 
 
@@ -68,7 +68,7 @@ def work(module: AnsibleModule, progress: ProgressWriter) -> dict[str, Any]:
     result = {"changed": False, "out_dir": options["out_dir"]}
     if module.check_mode:
         return {**result, "verdict": "INCONCLUSIVE", "reasons": ["check mode sends nothing"]}
-    run = run_endpoint_test(Spec.parse(options["spec"], "the option spec"), options, where, QuietProgress(progress.say))
+    run = validate_endpoint(Spec.parse(options["spec"], "the option spec"), options, where, QuietProgress(progress.say))
     if options["copy_to"]:
         shutil.copyfile(Path(options["out_dir"]) / "run.json", options["copy_to"])
     result |= {"verdict": run.verdict.value, "reasons": [r.text for r in run.reasons]}

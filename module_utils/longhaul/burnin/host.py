@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..deploy.endpoint_test import environment
 from ..deploy.hostfacts import update_facts
 from ..deploy.layout import DEFAULT_INSTANCE, Layout
 from ..deploy.runtimes.registry import runtime_of
 from ..deploy.runtimes.supervisor import Supervisor
 from ..deploy.spec import Spec, load_spec
 from ..deploy.status import log_tail
+from ..deploy.validation import environment
 from ..errors import UserError
 from ..files import read_json, to_json, write_atomic
 from ..physics.hardware import GIB, detect_gpus

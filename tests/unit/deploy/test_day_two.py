@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from longhaul.capacity.gate import advice, choose_gpu, drift, drift_facts, gate, planned_facts
-from longhaul.deploy.endpoint_test import config_from_options, cpu_name, points_from
 from longhaul.deploy.layout import Layout
 from longhaul.deploy.spec import Spec, read_api_key, render_spec, store_spec
 from longhaul.deploy.status import EndpointStatus, age, endpoint_status, log_tail, status_table
+from longhaul.deploy.validation import config_from_options, cpu_name, points_from
 from longhaul.engines.settings import EngineSettings, settings_from
 from longhaul.errors import UserError
 from longhaul.files import to_json, write_atomic

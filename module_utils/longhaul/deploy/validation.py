@@ -31,7 +31,7 @@ from .runtimes.registry import log_from_now, runtime_kind
 from .spec import Spec, read_api_key
 
 
-def run_endpoint_test(
+def validate_endpoint(
     spec: Spec, task: Mapping[str, Any], layout: Layout | None, on_progress: Callable[[Progress], None]
 ) -> RunResult:
     """Validate the endpoint that ``spec`` describes, as ``task`` says: the options of the module longhaul_validate."""
