@@ -18,7 +18,7 @@ DOCUMENTATION = r"""
       "type": "dict"},
     "compare": {"description": "files and sets: the two sets of variables of a comparison.", "type": "dict"},
     "model_store": {"description": "source, path, hub_repo, dummy.", "type": "dict"},
-    "ladder": {"description": "ladder_tokens, concurrency, output_tokens, context_tokens, deployed_context_tokens (counts first).",
+    "ladder": {"description": "ladder_tokens, concurrency, points, output_tokens, context_tokens, deployed_context_tokens (counts first).",
       "type": "dict"},
     "needed_bytes": {"description": "Free disk that the home needs.", "type": "int"},
     "port": {"description": "Port that must be free or our own.", "type": "int"},

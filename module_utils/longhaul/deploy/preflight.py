@@ -139,6 +139,7 @@ def check_ladder(options: Mapping[str, Any]) -> Iterator[Finding]:
     output = whole_number("context_test_output_tokens", options.get("output_tokens"))
     if isinstance(output, Finding):
         yield output
+    points: list[tuple[int, int]] = []
     for name in ("ladder_tokens", "concurrency"):
         values = options.get(name)
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
@@ -148,14 +149,28 @@ def check_ladder(options: Mapping[str, Any]) -> Iterator[Finding]:
             number = whole_number(f"context_test_{name} entry", value)
             if isinstance(number, Finding):
                 yield number
-            elif name == "ladder_tokens" and not isinstance(output, Finding) and context is not None:
-                limit = whole_number("engine_context_tokens", context)
-                if not isinstance(limit, Finding) and number + output > limit:
-                    yield Finding(
-                        f"ladder point {number} + {output} output = {number + output} tokens",
-                        f"at most the context of {limit}{whose}",
-                        f"lower context_test_ladder_tokens or context_test_output_tokens, or {raised} engine_context_tokens",
-                    )
+            elif name == "ladder_tokens" and not isinstance(output, Finding):
+                points.append((number, output))
+    for row in options.get("points") or []:
+        if not isinstance(row, Mapping) or "input_tokens" not in row:
+            yield Finding(f"context_test_points entry {row!r}", "input_tokens, output_tokens and concurrency", "correct it")
+            continue
+        sizes = [
+            whole_number(f"{name} of a context_test_points entry", row.get(name, default))
+            for name, default in (("input_tokens", None), ("output_tokens", options.get("output_tokens")), ("concurrency", 1))
+        ]
+        yield from (size for size in sizes if isinstance(size, Finding))
+        match sizes:
+            case [int(length), int(answer), int()]:
+                points.append((length, answer))
+    limit = None if context is None else whole_number("engine_context_tokens", context)
+    for number, answer in points:
+        if isinstance(limit, int) and number + answer > limit:
+            yield Finding(
+                f"ladder point {number} + {answer} output = {number + answer} tokens",
+                f"at most the context of {limit}{whose}",
+                f"lower context_test_ladder_tokens, context_test_points or context_test_output_tokens, or {raised} engine_context_tokens",
+            )
 
 
 @preflight_check("model_path", "model_path_required")
