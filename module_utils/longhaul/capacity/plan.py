@@ -175,7 +175,7 @@ def _explain(sizing: Sizing, pool: Pool, margin: int, exact: bool) -> Iterator[S
     s, model = sizing.settings, sizing.model
     weights = max(x.weights_bytes for x in sizing.stages)
     what = f"{(model.parameters if s.text_only else model.total_parameters) / 1e9:.2f}e9 parameters"
-    yield Step("weights a GPU", f"{weights / GIB:.2f} GiB", f"{what}, TP{s.tensor_parallel} x PP{s.pipeline_parallel}")
+    yield Step("weights per GPU", f"{weights / GIB:.2f} GiB", f"{what}, TP{s.tensor_parallel} x PP{s.pipeline_parallel}")
     how = f"{model.rope_positions:,} positions x {model.rope_dim} x {sizing.rope_element_bytes} B"
     yield Step("rotary table", f"{sizing.rope / GIB:.2f} GiB", how)
     if sizing.load_slack_bytes:
@@ -183,18 +183,18 @@ def _explain(sizing: Sizing, pool: Pool, margin: int, exact: bool) -> Iterator[S
         yield Step("slack of the load", f"{sizing.load_slack_bytes / GIB:.2f} GiB", how)
     available = f"{pool.available_bytes / GIB:.2f} GiB"
     if exact:
-        yield Step("KV memory a GPU", available, f"given: {s.available_kv_gib} GiB")
+        yield Step("KV memory per GPU", available, f"given: {s.available_kv_gib} GiB")
     else:
         slack = " - slack" if sizing.load_slack_bytes else ""
         usable = f"{sizing.gpu.usable_bytes / GIB:.2f} GiB usable"
         how = f"{usable} x share - weights - rotary table{slack} - run-time overhead (estimated)"
-        yield Step("KV memory a GPU", f"{available} +- {margin / GIB:.1f}", how, exact=False)
+        yield Step("KV memory per GPU", f"{available} +- {margin / GIB:.1f}", how, exact=False)
     if model.mla:
         how = f"MLA latent {model.mla.cache_width} elements, {sizing.kv_dtype}, whole on every GPU"
     else:
         heads = max(1, model.kv_heads // s.tensor_parallel)
         how = f"2 x {heads} KV heads x {model.head_dim} x {sizing.kv_dtype_bytes:g} B"
-    yield Step("KV a token and layer", f"{sizing.layer_token_bytes:,} B", how)
+    yield Step("KV per token and layer", f"{sizing.layer_token_bytes:,} B", how)
     for number, group in enumerate(sizing.groups, 1):
         width = "every token" if group.window_tokens is None else f"{group.window_tokens:,} tokens"
         yield Step(f"group {number}", f"{len(group.layers)} layers", f"{group.kind.value}, keeps {width}")
