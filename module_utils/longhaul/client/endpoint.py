@@ -24,13 +24,14 @@ class Endpoint:
     @classmethod
     def parse(cls, url: str) -> Endpoint:
         """``http://host:port/prefix`` -> Endpoint; a trailing ``/v1`` is dropped, because paths carry it."""
-        parts = urlsplit(url if "://" in url else f"http://{url}")
+        refused = UserError(f"url {url!r}", "http://HOST:PORT or https://HOST[:PORT]", "set --url to the server's address")
         try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
             port = parts.port
         except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
-            raise UserError(f"url {url!r}", "http://HOST:PORT or https://HOST[:PORT]", "set --url to the server's address")
+            raise refused from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise refused
         if parts.username or parts.password or parts.query or parts.fragment:
             raise UserError("a url with user, query or fragment", "a bare address", "pass the key with --api-key-file")
         path = parts.path.rstrip("/")

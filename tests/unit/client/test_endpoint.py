@@ -22,7 +22,7 @@ def test_urls(url: str, expected: Endpoint) -> None:
     assert Endpoint.parse(url) == expected
 
 
-@pytest.mark.parametrize("url", ["ftp://h", "http://", "http://h:port", "http://h:99999", "http://user:pw@h"])
+@pytest.mark.parametrize("url", ["ftp://h", "http://", "http://h:port", "http://h:99999", "http://[::1", "http://user:pw@h"])
 def test_bad_urls_get_one_line(url: str) -> None:
     with pytest.raises(UserError):
         Endpoint.parse(url)
