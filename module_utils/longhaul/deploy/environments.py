@@ -244,6 +244,8 @@ def _install_quickly(
         return done and not missing_from(path, lock)
     finally:
         shutil.rmtree(cache, ignore_errors=True)
+        # uv leaves its lock behind, writable by everyone.
+        (path / ".lock").unlink(missing_ok=True)
 
 
 def missing_from(path: Path, lock: Lock) -> list[str]:
