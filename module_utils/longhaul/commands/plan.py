@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs in the host (default: TP x PP)")
     parser.add_argument("--engine", required=True, metavar="NAME==VERSION", help=", ".join(_oldest().values()) + " ...")
     memory = parser.add_mutually_exclusive_group()
-    memory.add_argument("--available-kv-gib", type=float, metavar="G", help="KV memory per GPU, from the engine's log: exact sums")
+    memory.add_argument(
+        "--available-kv-gib", type=float, metavar="G", help="KV memory per GPU, from the engine's log: exact sums"
+    )
     for setting in SIZE_SETTINGS:
         _add_setting(memory if setting.name == "gpu_memory_utilization" else parser, setting)
     parser.add_argument("--weights-dtype", default="auto", metavar="D", help="bf16, fp16 or fp8 (default: as the checkpoint)")
@@ -216,7 +218,9 @@ def _table(plan: Plan) -> list[str]:
         ]  # fmt: skip
         if s.concurrency > 1:
             need = needed_kv_bytes(plan, s.context_tokens, s.concurrency)
-            rows.append((f"{s.concurrency} at once", f"need {_gib(need)} per GPU; {requests_that_fit(plan, s.context_tokens)} fit"))
+            rows.append(
+                (f"{s.concurrency} at once", f"need {_gib(need)} per GPU; {requests_that_fit(plan, s.context_tokens)} fit")
+            )
         if plan.fixed_costs_bytes:
             rows.append(("outside the pool", f"{_gib(plan.fixed_costs_bytes)} of request table and graph buffers per GPU"))
     width = max(len(label) for label, _ in rows)
