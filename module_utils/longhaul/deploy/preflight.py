@@ -151,7 +151,8 @@ def check_ladder(options: Mapping[str, Any]) -> Iterator[Finding]:
                 yield number
             elif name == "ladder_tokens" and not isinstance(output, Finding):
                 points.append((number, output))
-    for row in options.get("points") or []:
+    rows = options.get("points") or []
+    for row in rows if isinstance(rows, list) else [rows]:
         if not isinstance(row, Mapping) or "input_tokens" not in row:
             yield Finding(f"context_test_points entry {row!r}", "input_tokens, output_tokens and concurrency", "correct it")
             continue

@@ -105,6 +105,8 @@ class TestLadder:
             ({"points": [{"input_tokens": 8093}]}, "8093 + 100 output = 8193"),
             ({"points": [{"input_tokens": 8000, "output_tokens": 200}]}, "8000 + 200 output = 8200"),
             ({"points": [{"concurrency": 4}]}, "context_test_points entry {'concurrency': 4}"),
+            ({"points": 8000}, "context_test_points entry 8000"),
+            ({"points": "8000"}, "context_test_points entry '8000'"),
             ({"points": ["8000"]}, "context_test_points entry '8000'"),
             ({"points": [{"input_tokens": 100, "concurrency": 0}]}, "concurrency of a context_test_points entry 0"),
             ({"ladder_tokens": "1000"}, "context_test_ladder_tokens '1000'"),
